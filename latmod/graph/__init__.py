@@ -1,0 +1,29 @@
+"""Read `.onnx` files: the only part of latmod that touches protobuf."""
+
+from latmod.graph.canonical import canonical
+from latmod.graph.exported import tidy_export
+from latmod.graph.reading import is_known, read_graph
+from latmod.graph.records import BITS, FLOATS, Attribute, Graph, Node, Scalar, Tensor
+from latmod.graph.shapes import read_inputs
+from latmod.graph.slots import WeightSlot, fill_weights, weight_slots
+from latmod.graph.weightfree import WEIGHTS_FILE, strip_weights
+
+__all__ = [
+    "BITS",
+    "FLOATS",
+    "WEIGHTS_FILE",
+    "Attribute",
+    "Graph",
+    "Node",
+    "Scalar",
+    "Tensor",
+    "WeightSlot",
+    "canonical",
+    "fill_weights",
+    "is_known",
+    "read_graph",
+    "read_inputs",
+    "strip_weights",
+    "tidy_export",
+    "weight_slots",
+]

@@ -1,0 +1,182 @@
+"""Open an `.onnx` file as a protobuf model without its weights, or refuse it in one line."""
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, numpy_helper
+
+from latmod.errors import GraphError
+from latmod.graph.wire import INDEX_BYTES, SMALL_BYTES, cut_weights
+
+# Protobuf cannot hold more; larger models keep their weights in external data, which is not read.
+_MAX_BYTES = 2**31 - 1
+_INDEX_TYPES = frozenset({TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL})
+_CONTROL_FLOW = frozenset({AttributeProto.GRAPH, AttributeProto.GRAPHS})
+
+
+def load(path: Path) -> ModelProto:
+    """Read a model without the data of its large tensors, local functions inlined. Raises GraphError."""
+    model = _parse(path)
+    if not model.HasField("graph") or not (model.graph.node or model.graph.input or model.graph.output):
+        raise GraphError(f"{path}: not an ONNX model, or one without a graph")
+    _check_text(model, path)
+    places: dict[str, Path] = {}
+    for tensor in _tensors(model.graph):
+        _check_external(tensor, path, places)
+    if model.functions:
+        model = _inline(model, path)
+    for node in model.graph.node:
+        if any(attribute.type in _CONTROL_FLOW for attribute in node.attribute):
+            raise GraphError(
+                f"{path}: node {node.name or node.output[:1]} ({node.op_type}) runs a subgraph: its latency depends on "
+                "the data; export the model without control flow"
+            )
+    return model
+
+
+def _parse(path: Path) -> ModelProto:
+    try:
+        if path.is_dir():
+            raise GraphError("a folder, not an .onnx file")
+        if not path.exists():
+            raise GraphError("no such file")
+        if not path.is_file():
+            raise GraphError("not a regular file")
+        size = path.stat().st_size
+        if size == 0:
+            raise GraphError("empty file")
+        if size > _MAX_BYTES:
+            raise GraphError("over 2 GB, which no .onnx file can be; save its weights as external data")
+        with path.open("rb") as file:
+            # Not closed by hand: while an error is under way its traceback still holds views into the map.
+            content = cut_weights(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+    except GraphError as error:
+        raise GraphError(f"{path}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise GraphError(f"{path}: cannot be read: {one_line(error)}") from None
+    model = ModelProto()
+    try:
+        model.ParseFromString(content)
+    except (DecodeError, RecursionError) as error:
+        raise GraphError(f"{path}: not an ONNX model: {one_line(error)}") from None
+    return model
+
+
+def _inline(model: ModelProto, path: Path) -> ModelProto:
+    from onnx import inliner
+
+    try:
+        return inliner.inline_local_functions(model)
+    except (RuntimeError, ValueError, DecodeError) as error:
+        raise GraphError(f"{path}: its local functions cannot be inlined: {one_line(error)}") from None
+
+
+def _check_text(model: ModelProto, path: Path) -> None:
+    """Refuse names that are not UTF-8: protobuf hands those out as bytes."""
+    graph = model.graph
+    names = [text for node in graph.node for text in (node.name, node.op_type, node.domain, *node.input, *node.output)]
+    names += [attribute.name for node in graph.node for attribute in node.attribute]
+    names += [tensor.name for tensor in _tensors(graph)]
+    names += [text for t in _tensors(graph) for entry in t.external_data for text in (entry.key, entry.value)]
+    names += [value.name for value in (*graph.input, *graph.output, *graph.value_info)]
+    names += [opset.domain for opset in model.opset_import]
+    if not all(isinstance(name, str) for name in names):
+        raise GraphError(f"{path}: damaged: a name in it is not UTF-8 text")
+
+
+def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield sparse.values
+        yield sparse.indices
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+
+
+def _check_external(tensor: TensorProto, path: Path, places: dict[str, Path]) -> None:
+    """Refuse external data outside the model's folder, and read what is inside and small enough to steer shapes.
+
+    `places` remembers the files that were checked: a model has thousands of tensors in one file.
+    """
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return
+    fields = {entry.key: entry.value for entry in tensor.external_data}
+    location = fields.get("location", "")
+    try:
+        if location not in places:
+            places[location] = _external_place(tensor, location, path)
+        data = places[location]
+        offset, length = int(fields.get("offset") or 0), int(fields.get("length") or 0)
+        limit = INDEX_BYTES if tensor.data_type in _INDEX_TYPES else SMALL_BYTES
+        if not 0 < length <= limit or offset < 0 or not data.is_file():
+            return
+        with data.open("rb") as file:
+            file.seek(offset)
+            raw = file.read(length)
+    except (OSError, ValueError, OverflowError, RuntimeError) as error:
+        raise GraphError(f"{path}: external data of tensor {tensor.name!r} cannot be read: {one_line(error)}") from None
+    if len(raw) == length:
+        tensor.raw_data = raw
+        tensor.data_location = TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+
+def _external_place(tensor: TensorProto, location: str, path: Path) -> Path:
+    folder = path.parent.resolve()
+    data = (folder / location).resolve()
+    inside = bool(location) and ".." not in Path(location).parts and data.is_relative_to(folder)
+    if not inside or Path(location).is_absolute():
+        raise GraphError(
+            f"{path}: tensor {tensor.name!r} wants data from {location!r}, outside the model's folder: refused"
+        )
+    return data
+
+
+def has_data(tensor: TensorProto) -> bool:
+    """Tell whether a tensor still has its values (an empty tensor has)."""
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return False
+    return (
+        0 in tensor.dims
+        or tensor.HasField("raw_data")
+        or any(
+            (
+                tensor.float_data,
+                tensor.int32_data,
+                tensor.int64_data,
+                tensor.double_data,
+                tensor.uint64_data,
+                tensor.string_data,
+            )
+        )
+    )
+
+
+def array_of(tensor: TensorProto) -> npt.NDArray[np.generic]:
+    """Read the values of a tensor that has some. Raises GraphError where they do not fit its type and dims."""
+    try:
+        return numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+        raise GraphError(f"tensor {tensor.name!r} has damaged data: {one_line(error)}") from None
+
+
+def dtype_name(data_type: int) -> str:
+    """Name an ONNX element type the way numpy does ("float" is "float32"). Raises GraphError for an unknown number."""
+    try:
+        name = str(TensorProto.DataType.Name(data_type)).lower()
+    except ValueError:
+        raise GraphError(f"element type {data_type} does not exist") from None
+    return {"float": "float32", "double": "float64"}.get(name, name)
+
+
+def one_line(error: BaseException) -> str:
+    """Shorten an error message to what fits one line, without control characters."""
+    text = " ".join(str(error).split())[:400] or type(error).__name__
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -1,0 +1,186 @@
+"""Turn an `.onnx` file into a static `Graph`: shapes set, inferred and checked."""
+
+from collections.abc import Iterable
+from math import prod
+from pathlib import Path
+
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, defs
+
+from latmod.errors import GraphError
+from latmod.graph.loading import array_of, dtype_name, has_data, load, one_line
+from latmod.graph.records import Attribute, Graph, Node, Scalar, Tensor, link, static_values
+from latmod.graph.shapes import Shapes, fed_inputs, inferred, static_shape
+
+# 2**40 elements are 4 TB of float32: no such network runs, so a larger number is a damaged file.
+_MAX_NUMEL = 2**40
+_ONNX = ("", "ai.onnx")
+# Constants longer than this never steer a cost.
+_MAX_CONSTANT = 4096
+
+
+def read_graph(path: Path, shapes: Shapes | None = None) -> Graph:
+    """Read one static graph from an `.onnx` file, with or without its weights.
+
+    `shapes` sets the dims of inputs by name: needed where they are symbolic, allowed where they are static.
+    Weights are never read. Raises GraphError, one line, for anything that is not one static graph.
+    """
+    path = Path(path)
+    model = load(path)
+    try:
+        return _build(inferred(model, dict(shapes or {})), path.stem)
+    except GraphError as error:
+        raise GraphError(f"{path}: {one_line(error)}") from None
+
+
+def _tensor(name: str, data_type: int, shape: tuple[int, ...]) -> Tensor:
+    if any(dim < 0 for dim in shape) or prod(shape) > _MAX_NUMEL:
+        raise GraphError(f"value {name!r} has an impossible shape {shape}")
+    return Tensor(name=name, dtype=dtype_name(data_type), shape=shape)
+
+
+def _build(model: ModelProto, name: str) -> Graph:
+    graph = model.graph
+    initializers, constants = _initializers(model)
+    fed = fed_inputs(model)
+    tensors = dict(initializers)
+    for value in (*fed, *graph.value_info, *graph.output):
+        shape = static_shape(value.type) if value.type.WhichOneof("value") == "tensor_type" else None
+        if shape is not None and value.name not in initializers:
+            tensors[value.name] = _tensor(value.name, value.type.tensor_type.elem_type, shape)
+    nodes = _nodes(graph.node)
+    for node, proto in zip(nodes, graph.node, strict=True):
+        if node.op == "Constant":
+            _constant(node, proto, tensors, constants)
+    producers, users = link(nodes)
+    needed = set(users).union(value.name for value in graph.output)
+    shapeless = _shapeless(nodes, tensors, needed)
+    _check_reshapes(nodes, tensors)
+    for output in graph.output:
+        if output.name not in tensors and output.name not in shapeless:
+            raise GraphError(f"output {output.name!r} is computed by no node")
+    return Graph(
+        name=name,
+        opset=next((o.version for o in model.opset_import if o.domain in _ONNX), 0),
+        inputs=tuple(tensors[value.name] for value in fed),
+        outputs=tuple(tensors[value.name] for value in graph.output if value.name in tensors),
+        nodes=nodes,
+        initializers=initializers,
+        tensors=tensors,
+        constants=constants,
+        static=static_values(nodes, initializers),
+        shapeless=shapeless,
+        producers=producers,
+        users=users,
+    )
+
+
+def _initializers(model: ModelProto) -> tuple[dict[str, Tensor], dict[str, tuple[Scalar, ...]]]:
+    initializers: dict[str, Tensor] = {}
+    constants: dict[str, tuple[Scalar, ...]] = {}
+    for proto in model.graph.initializer:
+        tensor = initializers[proto.name] = _tensor(proto.name, proto.data_type, tuple(proto.dims))
+        if tensor.numel <= _MAX_CONSTANT and has_data(proto):
+            constants[proto.name] = _values(proto)
+    for sparse in model.graph.sparse_initializer:
+        name = sparse.values.name
+        initializers[name] = _tensor(name, sparse.values.data_type, tuple(sparse.dims))
+    return initializers, constants
+
+
+def _values(proto: TensorProto) -> tuple[Scalar, ...]:
+    """Read the values of a small tensor; other types than real numbers have none that matter."""
+    if proto.data_type in (TensorProto.STRING, TensorProto.COMPLEX64, TensorProto.COMPLEX128, TensorProto.UNDEFINED):
+        return ()
+    return tuple(array_of(proto).ravel().tolist())
+
+
+def _constant(
+    node: Node, proto: NodeProto, tensors: dict[str, Tensor], constants: dict[str, tuple[Scalar, ...]]
+) -> None:
+    """Enter the value of a Constant node, whichever of its attributes holds it."""
+    if not node.outputs:
+        return
+    name = node.outputs[0]
+    for attribute in proto.attribute:
+        if attribute.name == "value":
+            tensors[name] = tensor = _tensor(name, attribute.t.data_type, tuple(attribute.t.dims))
+            if tensor.numel <= _MAX_CONSTANT and has_data(attribute.t):
+                constants[name] = _values(attribute.t)
+        elif attribute.name == "sparse_value":
+            dims, kind = attribute.sparse_tensor.dims, attribute.sparse_tensor.values.data_type
+            tensors[name] = _tensor(name, kind, tuple(dims))
+        elif attribute.type in (AttributeProto.INT, AttributeProto.FLOAT):
+            constants[name] = (attribute.i if attribute.type == AttributeProto.INT else attribute.f,)
+        elif attribute.type in (AttributeProto.INTS, AttributeProto.FLOATS):
+            constants[name] = tuple(attribute.ints or attribute.floats)
+
+
+def _nodes(protos: Iterable[NodeProto]) -> tuple[Node, ...]:
+    """Read the nodes, giving each a name of its own."""
+    nodes: list[Node] = []
+    names: set[str] = set()
+    for proto in protos:
+        inputs, outputs = tuple(proto.input), tuple(proto.output)
+        name = proto.name or f"{proto.op_type}_{next(iter(outputs), '')}"
+        name = name if name not in names else f"{name}#{len(nodes)}"
+        names.add(name)
+        op = proto.op_type if proto.domain in _ONNX else f"{proto.domain}::{proto.op_type}"
+        attributes = {a.name: value for a in proto.attribute if (value := _attribute(a)) is not None}
+        nodes.append(Node(name=name, op=op, inputs=inputs, outputs=outputs, attributes=attributes))
+    return tuple(nodes)
+
+
+def _attribute(proto: AttributeProto) -> Attribute | None:
+    """Read a plain attribute; tensors, graphs and types are none."""
+    match proto.type:
+        case AttributeProto.INT:
+            return int(proto.i)
+        case AttributeProto.FLOAT:
+            return float(proto.f)
+        case AttributeProto.STRING:
+            return bytes(proto.s).decode("utf-8", "replace")
+        case AttributeProto.INTS:
+            return tuple(proto.ints)
+        case AttributeProto.FLOATS:
+            return tuple(proto.floats)
+        case AttributeProto.STRINGS:
+            return tuple(s.decode("utf-8", "replace") for s in proto.strings)
+        case _:
+            return None
+
+
+def _shapeless(nodes: tuple[Node, ...], known: dict[str, Tensor], needed: set[str]) -> frozenset[str]:
+    """Name the values that have no shape because an unknown operator stands before them.
+
+    Raises GraphError where there is no such excuse: the shape then depends on the data.
+    """
+    shapeless: set[str] = set()
+    for node in nodes:
+        missing = [name for name in node.outputs if name in needed and name not in known]
+        if not missing:
+            continue
+        excused = not is_known(node.op) or any(name in shapeless for name in node.inputs)
+        if not excused:
+            raise GraphError(
+                f"node {node.name} ({node.op}) has an output without a static shape ({missing[0]!r}): "
+                "it depends on the data, or on an input whose shape --shape can set"
+            )
+        shapeless.update(missing)
+    return frozenset(shapeless)
+
+
+def _check_reshapes(nodes: tuple[Node, ...], tensors: dict[str, Tensor]) -> None:
+    """Refuse a Reshape to a number of elements that its input does not have: a batch was baked into the graph."""
+    for node in nodes:
+        if node.op == "Reshape" and node.inputs[0] in tensors and node.outputs[0] in tensors:
+            source, target = tensors[node.inputs[0]], tensors[node.outputs[0]]
+            if source.numel != target.numel:
+                raise GraphError(
+                    f"node {node.name} (Reshape) turns {source.shape} into {target.shape}: the graph is fixed to "
+                    "another input shape; export it with that one, or with a dynamic axis"
+                )
+
+
+def is_known(op: str) -> bool:
+    """Tell whether `op` is an operator of the ONNX standard."""
+    return "::" not in op and defs.has(op)

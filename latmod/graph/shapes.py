@@ -1,0 +1,152 @@
+"""Set the dims of a model's inputs and infer those of every other value."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import ModelProto, TypeProto, ValueInfoProto, shape_inference
+
+from latmod.errors import GraphError
+from latmod.graph.folding import Array, fold_shape_arithmetic
+from latmod.graph.loading import dtype_name, load, one_line
+from latmod.graph.records import Tensor
+
+# Each pass resolves one link in a chain such as Shape of a Reshape to a Shape; a Swin transformer needs 16.
+_MAX_FOLDS = 100
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def set_shapes(model: ModelProto, shapes: Shapes) -> bool:
+    """Set the dims of inputs by name, forget the shapes that hung on them, and tell whether that changed anything."""
+    fed = fed_inputs(model)
+    unknown = sorted(set(shapes) - {value.name for value in fed})
+    if unknown:
+        names = ", ".join(value.name for value in fed)
+        raise GraphError(f"no input is named {unknown[0]!r} for --shape; the inputs are: {names}")
+    changed = any([_set_shape(value, shapes[value.name]) for value in fed if value.name in shapes])
+    if changed:
+        _forget_shapes(model)
+    return changed
+
+
+def read_inputs(path: Path) -> tuple[Tensor, ...]:
+    """Read the inputs alone, without inferring any shape. Raises GraphError where one has no static shape."""
+    values = fed_inputs(load(Path(path)))
+    try:
+        for value in values:
+            _check_input(value)
+    except GraphError as error:
+        raise GraphError(f"{path}: {one_line(error)}") from None
+    return tuple(
+        Tensor(
+            name=value.name,
+            dtype=dtype_name(value.type.tensor_type.elem_type),
+            shape=tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim),
+        )
+        for value in values
+    )
+
+
+def inferred(model: ModelProto, shapes: Shapes) -> ModelProto:
+    """Set the dims of the inputs and infer those of every other value."""
+    changed = set_shapes(model, shapes)
+    for value in fed_inputs(model):
+        _check_input(value)
+    _check_order(model)
+    try:
+        return _infer_all(model)
+    except GraphError:
+        if changed or not model.graph.value_info:
+            raise
+    # Some exporters leave intermediate shapes that contradict the inputs; the inputs are right.
+    _forget_shapes(model)
+    return _infer_all(model)
+
+
+def _check_order(model: ModelProto) -> None:
+    """Refuse a value that is read before it is computed, or computed twice."""
+    defined = {value.name for value in model.graph.input} | {tensor.name for tensor in model.graph.initializer}
+    defined.update(sparse.values.name for sparse in model.graph.sparse_initializer)
+    for node in model.graph.node:
+        for name in node.input:
+            if name and name not in defined:
+                raise GraphError(
+                    f"node {node.name!r} ({node.op_type}) reads {name!r}, which nothing computed before it"
+                )
+        for name in node.output:
+            if name and name in defined:
+                raise GraphError(f"node {node.name!r} ({node.op_type}) computes {name!r}, which exists already")
+        defined.update(node.output)
+
+
+def _infer_all(model: ModelProto) -> ModelProto:
+    """Infer shapes; where that leaves gaps, compute the values that they hang on and infer again."""
+    model = _infer(model)
+    known: dict[str, Array] = {}
+    for _ in range(_MAX_FOLDS):
+        if _is_complete(model) or not fold_shape_arithmetic(model, known):
+            break
+        model = _infer(model)
+    return model
+
+
+def _is_complete(model: ModelProto) -> bool:
+    values = {v.name: v for v in (*model.graph.value_info, *model.graph.output)}
+    names = (name for node in model.graph.node for name in node.output if name)
+    return all(name in values and static_shape(values[name].type) is not None for name in names)
+
+
+def _infer(model: ModelProto) -> ModelProto:
+    try:
+        return shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except (shape_inference.InferenceError, RuntimeError, ValueError, DecodeError) as error:
+        raise GraphError(f"shapes do not fit: {one_line(error)}") from None
+
+
+def fed_inputs(model: ModelProto) -> list[ValueInfoProto]:
+    """List the inputs that the caller feeds: before IR version 4, initialisers were listed among the inputs too."""
+    initial = {tensor.name for tensor in model.graph.initializer}
+    initial.update(sparse.values.name for sparse in model.graph.sparse_initializer)
+    return [value for value in model.graph.input if value.name not in initial]
+
+
+def _set_shape(value: ValueInfoProto, dims: tuple[int, ...]) -> bool:
+    """Set the dims of an input; tell whether that changed anything."""
+    if any(dim < 1 for dim in dims):
+        raise GraphError(f"--shape {value.name}: every dim must be at least 1, not {dims}")
+    old = value.type.tensor_type.shape
+    if value.type.tensor_type.HasField("shape") and len(old.dim) != len(dims):
+        raise GraphError(f"--shape {value.name}: the input has {len(old.dim)} dims, not {len(dims)}")
+    before = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in old.dim)
+    old.ClearField("dim")
+    for dim in dims:
+        old.dim.add().dim_value = dim
+    return before != dims
+
+
+def _check_input(value: ValueInfoProto) -> None:
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        raise GraphError(f"input {value.name!r} is a {kind or 'value without a type'}: only tensors are supported")
+    if static_shape(value.type) is None:
+        dims = ",".join(dim.dim_param or str(dim.dim_value or "?") for dim in value.type.tensor_type.shape.dim)
+        raise GraphError(
+            f"input {value.name!r} has no static shape ({dims or 'unknown rank'}); "
+            f"set it with --shape {value.name}=1,3,224,224"
+        )
+
+
+def _forget_shapes(model: ModelProto) -> None:
+    del model.graph.value_info[:]
+    for output in model.graph.output:
+        if output.type.WhichOneof("value") == "tensor_type":
+            output.type.tensor_type.ClearField("shape")
+
+
+def static_shape(kind: TypeProto) -> tuple[int, ...] | None:
+    """Give the dims of a tensor type, or None where one is not a number."""
+    tensor = kind.tensor_type
+    if not tensor.HasField("shape") or any(not dim.HasField("dim_value") for dim in tensor.shape.dim):
+        return None
+    return tuple(dim.dim_value for dim in tensor.shape.dim)

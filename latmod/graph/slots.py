@@ -1,0 +1,48 @@
+"""Name the weights that a weight-free file lacks, and put weights back in."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from onnx import ModelProto, numpy_helper
+
+from latmod.graph.loading import dtype_name, has_data, load
+from latmod.graph.records import Attribute, Tensor
+
+
+class WeightSlot(msgspec.Struct, frozen=True, kw_only=True):
+    """Describe one initialiser without data, and its first use: operator, which input, whether it is transposed."""
+
+    tensor: Tensor
+    op: str
+    position: int
+    transposed: bool
+
+
+def weight_slots(path: Path) -> tuple[WeightSlot, ...]:
+    """List the initialisers of a file that have no data, in file order; shapes are not inferred. Raises GraphError."""
+    graph = load(path).graph
+    missing = {tensor.name: tensor for tensor in graph.initializer if not has_data(tensor)}
+    uses: dict[str, tuple[str, int, bool]] = {}
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            if name in missing and name not in uses:
+                attributes: dict[str, Attribute] = {a.name: a.i for a in node.attribute if a.name == "transB"}
+                uses[name] = (node.op_type, position, bool(attributes.get("transB", 0)))
+    slots = []
+    for name, tensor in missing.items():
+        op, position, transposed = uses.get(name, ("", 0, False))
+        described = Tensor(name=name, dtype=dtype_name(tensor.data_type), shape=tuple(tensor.dims))
+        slots.append(WeightSlot(tensor=described, op=op, position=position, transposed=transposed))
+    return tuple(slots)
+
+
+def fill_weights(path: Path, weights: Iterable[tuple[str, np.ndarray]]) -> ModelProto:
+    """Return the model with the data of the named initialisers put in (for engines that take no weights beside)."""
+    model = load(path)
+    positions = {tensor.name: index for index, tensor in enumerate(model.graph.initializer)}
+    for name, values in weights:
+        filled = numpy_helper.from_array(np.ascontiguousarray(values), name)
+        model.graph.initializer[positions[name]].CopyFrom(filled)
+    return model
