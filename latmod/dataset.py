@@ -1,0 +1,299 @@
+"""Keep a data set on disk: a card, one line per burst, and the weight-free graphs.
+
+The folder holds `dataset.json` (the card), `measurements.jsonl` (append-only, flushed to disk burst by burst),
+`graphs/MODEL.onnx`, and `table.csv`, which `latmod table` derives from the rest.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from latmod.errors import DatasetError
+from latmod.machine import Disturbance, Machine
+from latmod.timing import Reference, Statistic, median_reference, over_rounds
+
+SCHEMA = 1
+# Schema 1: the first.
+
+CARD_FILE = "dataset.json"
+MEASUREMENTS_FILE = "measurements.jsonl"
+GRAPHS_FOLDER = "graphs"
+TABLE_FILE = "table.csv"
+
+SpecFields = dict[str, str | int | float | list[int]]
+
+
+class PlannedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold one model of a data set, with the estimate that was made before anything was built."""
+
+    model: str
+    family: str
+    spec: SpecFields
+    macs: int
+    params: int
+    memory_bytes: int
+    skipped: str = ""
+    """Why the model was left out before measuring, empty where it was not."""
+
+
+class Seeds(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold the seeds of a sweep: the order of models, the weights, the choice of images."""
+
+    sweep: int = 0
+    weight: int = 0
+    input: int = 0
+
+
+class Protocol(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold how a sweep measures; two sweeps of different protocol never share a folder."""
+
+    threads: int = 1
+    rounds: int = 5
+    burst_seconds: float = 0.5
+    min_samples: int = 2
+    max_samples: int = 100
+    max_latency_seconds: float = 0.0
+    """Models slower than this are left out after their first run; 0 for none."""
+    input_count: int = 4
+    images: str = ""
+    """A folder of photographs, empty for those that ship with latmod."""
+    seeds: Seeds = Seeds()
+
+
+class Card(msgspec.Struct, frozen=True, kw_only=True):
+    """Describe a data set: what was drawn, how it was measured, where, and with which versions."""
+
+    schema: int
+    name: str
+    created: str
+    latmod: str
+    spaces: list[dict[str, object]]
+    protocol: Protocol
+    runtimes: dict[str, str]
+    machine: Machine
+    versions: dict[str, str]
+    models: list[PlannedModel]
+    settings: dict[str, dict[str, str | int | bool]] = {}
+    """What each engine says that it uses, written with its first burst."""
+    nominal: Reference | None = None
+    """The machine's nominal state, written when the sweep is finished."""
+
+    @property
+    def planned(self) -> list[PlannedModel]:
+        """Return the models that are to be measured."""
+        return [model for model in self.models if not model.skipped]
+
+
+class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Hold one burst of one model in one runtime, or why there is none."""
+
+    v: int = SCHEMA
+    model: str
+    runtime: str
+    round: int
+    attempt: int = 0
+    """0, or how often this burst was repeated because its references disagreed."""
+    status: str
+    """`ok`; `unsteady` (its references disagreed, a later attempt follows); `failed`; `skipped`."""
+    reason: str = ""
+    started: str = ""
+    samples_ns: tuple[int, ...] = ()
+    warmup_ns: tuple[int, ...] = ()
+    load_ns: int = 0
+    before: Reference | None = None
+    after: Reference | None = None
+    disturbance: Disturbance | None = None
+    output: tuple[float, ...] = ()
+    """Largest absolute value, mean, and the first values of the first output, for the parity check."""
+    wall_ns: int = 0
+    """What the burst took with everything around it, as the sweep saw it."""
+
+
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold what is known of one model in one runtime: spec, features, and one latency per round for each statistic."""
+
+    model: str
+    family: str
+    runtime: str
+    runtime_version: str
+    machine_id: str
+    threads: int
+    batch: int
+    spec: SpecFields
+    features: dict[str, float]
+    round_ns: dict[str, tuple[float, ...]]
+    """Drift-corrected, one value per round, by figure: min, mean, p50, p90."""
+    parity: str = "ok"
+    """`differs` where two runtimes' outputs disagree on the same weights and input."""
+
+    def latency_ns(self, statistic: Statistic = Statistic.MEDIAN_OF_MINIMA) -> float:
+        """Return the latency in ns: over rounds, the median (or mean, or minimum) of each round's figure."""
+        return over_rounds(self.round_ns[statistic_key(statistic)], statistic)
+
+
+def statistic_key(statistic: Statistic) -> str:
+    """Return which figure of a round a statistic is made of: min, mean, p50 or p90."""
+    return "min" if statistic in (Statistic.MEDIAN_OF_MINIMA, Statistic.MIN) else statistic.value
+
+
+class DatasetFolder:
+    """Read and append to one data set folder."""
+
+    def __init__(self, path: Path) -> None:
+        """Name the folder; nothing is read or made yet."""
+        self.path = path
+
+    @property
+    def exists(self) -> bool:
+        """Return whether a card is there."""
+        return (self.path / CARD_FILE).is_file()
+
+    def graph_path(self, model: str) -> Path:
+        """Return where the weight-free graph of a model lies."""
+        return self.path / GRAPHS_FOLDER / f"{model}.onnx"
+
+    def read_card(self) -> Card:
+        """Return the card; raise DatasetError where there is none, or one of another schema."""
+        path = self.path / CARD_FILE
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise DatasetError(f"{self.path}: not a data set ({CARD_FILE}: {error.strerror})") from error
+        try:
+            schema = msgspec.json.decode(text, type=_SchemaOnly).schema
+            if schema != SCHEMA:
+                raise DatasetError(f"{path}: schema {schema}, this latmod reads {SCHEMA}; use the latmod that wrote it")
+            return msgspec.json.decode(text, type=Card)
+        except msgspec.MsgspecError as error:
+            raise DatasetError(f"{path}: {error}") from error
+
+    def write_card(self, card: Card) -> None:
+        """Replace the card in one step."""
+        text = msgspec.json.format(msgspec.json.encode(card), indent=1)
+        replace_file(self.path / CARD_FILE, text + b"\n")
+
+    def read_measurements(self) -> list[Measurement]:
+        """Return all bursts in the order they were stored; a torn last line is passed over."""
+        path = self.path / MEASUREMENTS_FILE
+        if not path.exists():
+            return []
+        lines = path.read_bytes().split(b"\n")
+        if lines[-1]:
+            lines.pop()
+        decoder = msgspec.json.Decoder(Measurement)
+        found = []
+        for number, line in enumerate(lines, start=1):
+            if not line:
+                continue
+            try:
+                found.append(decoder.decode(line))
+            except msgspec.MsgspecError as error:
+                raise DatasetError(f"{path}, line {number}: {error}; restore the file or remove the line") from error
+        return found
+
+    @contextmanager
+    def writing(self) -> Iterator["MeasurementLog"]:
+        """Hold the folder's lock and its log; raise DatasetError where another sweep holds it or writing fails."""
+        try:
+            (self.path / GRAPHS_FOLDER).mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+        except OSError as error:
+            raise DatasetError(f"{self.path}: cannot be written ({error.strerror}); choose another --out") from error
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise DatasetError(
+                    f"{self.path}: another sweep is writing here; wait for it or choose another --out"
+                ) from None
+            log = MeasurementLog(self.path / MEASUREMENTS_FILE)
+            try:
+                yield log
+            finally:
+                log.close()
+        finally:
+            os.close(lock)
+
+
+class MeasurementLog:
+    """Append bursts to the log, each on disk before `append` returns."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the log and cut off a last line that a kill has torn."""
+        self._path = path
+        try:
+            self._file = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+            self._end = _end_of_last_line(self._file)
+            os.ftruncate(self._file, self._end)
+        except OSError as error:
+            raise DatasetError(f"{path}: {error.strerror}") from error
+
+    def append(self, measurement: Measurement) -> None:
+        """Write one line and flush it to disk, whole or not at all; raise DatasetError where that fails."""
+        line = msgspec.json.encode(measurement) + b"\n"
+        try:
+            written = os.pwrite(self._file, line, self._end)
+            if written < len(line):
+                written += os.pwrite(self._file, line[written:], self._end + written)
+            os.fsync(self._file)
+        except OSError as error:
+            os.ftruncate(self._file, self._end)
+            raise DatasetError(
+                f"{self._path}: {error.strerror}; free some space, then start the same command again"
+            ) from error
+        self._end += len(line)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all; raise DatasetError where that fails."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise DatasetError(f"{path}: {error.strerror}") from error
+
+
+def final_bursts(measurements: list[Measurement]) -> dict[tuple[str, str], dict[int, Measurement]]:
+    """Return for each (model, runtime) the burst that counts in each round: the last `ok` one."""
+    found: dict[tuple[str, str], dict[int, Measurement]] = {}
+    for measurement in measurements:
+        if measurement.status == "ok":
+            found.setdefault((measurement.model, measurement.runtime), {})[measurement.round] = measurement
+    return found
+
+
+def nominal_reference(measurements: list[Measurement]) -> Reference:
+    """Return the machine's nominal state: the median of each part of the reference load over all bursts."""
+    references = [part for m in measurements if m.status == "ok" for part in (m.before, m.after) if part is not None]
+    if not references:
+        raise DatasetError("no finished burst with reference loads: the machine's nominal state is unknown")
+    return median_reference(references)
+
+
+class _SchemaOnly(msgspec.Struct):
+    schema: int
+
+
+def _end_of_last_line(file: int) -> int:
+    """Return the length of the file up to and with its last newline."""
+    end = os.fstat(file).st_size
+    while end > 0:
+        start = max(0, end - 65536)
+        newline = os.pread(file, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0

@@ -1,0 +1,144 @@
+"""Plan a sweep: draw the models, estimate each before anything is built, leave out what would not fit."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from latmod import __version__
+from latmod.dataset import SCHEMA, Card, PlannedModel, Protocol
+from latmod.errors import SpecError
+from latmod.families import FAMILIES
+from latmod.machine import Machine, read_machine, read_versions
+from latmod.runtimes import find_runtime
+from latmod.specs import Space, draw, load_space
+
+MACS_PER_SECOND = 30e9
+"""What one core of a recent server does in fp32, for estimates of time only; the real rate shows in the first round."""
+_OPEN_SECONDS = 0.25
+_MEMORY_SHARE = 0.6
+
+
+class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+    """Tell what a plan would take."""
+
+    models: int
+    skipped: int
+    bursts: int
+    hours: float
+    largest_memory_bytes: int
+    largest_gmacs: float
+
+
+def default_memory_bytes(machine: Machine) -> int:
+    """Return the bound of memory per model where the user gives none; the same whenever a sweep is resumed."""
+    return int(_MEMORY_SHARE * machine.memory_gib * 2**30)
+
+
+def find_spaces(names: Sequence[str]) -> list[Path]:
+    """Return the files of spaces given as paths or as names of bundled ones; raise SpecError where there is none."""
+    bundled = bundled_spaces()
+    found = []
+    for name in names:
+        path = Path(name)
+        if not path.is_file():
+            if name not in bundled:
+                raise SpecError(f"{name}: no such file; bundled spaces are {', '.join(sorted(bundled))}")
+            path = bundled[name]
+        found.append(path)
+    return found
+
+
+def bundled_spaces() -> dict[str, Path]:
+    """Return the spaces that come with latmod, by name: from the package, or from `specs/` of a source checkout."""
+    package = Path(__file__).parent
+    folder = package / "spaces"
+    if not folder.is_dir():
+        folder = package.parent / "specs"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def plan_sweep(
+    spaces: Sequence[Path],
+    runtimes: Sequence[str],
+    protocol: Protocol,
+    *,
+    name: str,
+    limit: int = 0,
+    max_gmacs: float = 0.0,
+    max_memory_bytes: int = 0,
+) -> Card:
+    """Return the card of a sweep over spaces; models over a bound are in it as skipped, with the estimate.
+
+    `limit` takes so many models from each space, `max_gmacs` 0 means no bound, `max_memory_bytes` 0 means 60 % of the
+    machine's memory. Raises SpecError for a space that cannot be read, RuntimeMissingError for a runtime that
+    is not installed.
+    """
+    machine = read_machine()
+    bound = max_memory_bytes or default_memory_bytes(machine)
+    loaded = [load_space(path, FAMILIES) for path in spaces]
+    models: dict[str, PlannedModel] = {}
+    for space in loaded:
+        for model in _models(space, limit, max_gmacs, bound):
+            models.setdefault(model.model, model)
+    if not models:
+        raise SpecError("no models: the spaces draw none")
+    return Card(
+        schema=SCHEMA,
+        name=name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        latmod=__version__,
+        spaces=[msgspec.to_builtins(space) for space in loaded],
+        protocol=protocol,
+        runtimes={runtime: find_runtime(runtime).version() for runtime in runtimes},
+        machine=machine,
+        versions=read_versions(),
+        models=list(models.values()),
+    )
+
+
+def estimate(card: Card) -> Estimate:
+    """Estimate what a card's sweep takes, from MACs alone."""
+    protocol = card.protocol
+    seconds = 0.0
+    for model in card.planned:
+        latency = model.macs / MACS_PER_SECOND
+        samples = max(protocol.burst_seconds, protocol.min_samples * latency)
+        seconds += _OPEN_SECONDS + 1.3 * samples + latency
+    repeats = len(card.runtimes) * protocol.rounds
+    return Estimate(
+        models=len(card.planned),
+        skipped=len(card.models) - len(card.planned),
+        bursts=len(card.planned) * repeats,
+        hours=seconds * repeats / 3600,
+        largest_memory_bytes=max((model.memory_bytes for model in card.planned), default=0),
+        largest_gmacs=max((model.macs for model in card.planned), default=0) / 1e9,
+    )
+
+
+def _models(space: Space, limit: int, max_gmacs: float, max_memory_bytes: int) -> list[PlannedModel]:
+    family = FAMILIES[space.family]
+    found = []
+    for name, spec in draw(space, FAMILIES, limit=limit or None):
+        needs = family.estimate(spec)
+        skipped = ""
+        if max_gmacs and needs.macs > max_gmacs * 1e9:
+            skipped = f"estimated {needs.macs / 1e9:.0f} GMACs, more than --max-gmacs {max_gmacs:g}"
+        elif needs.peak_memory_bytes > max_memory_bytes > 0:
+            skipped = (
+                f"estimated {needs.peak_memory_bytes / 2**30:.1f} GiB, more than --max-memory "
+                f"{max_memory_bytes / 2**30:.1f} GiB"
+            )
+        found.append(
+            PlannedModel(
+                model=name,
+                family=space.family,
+                spec=msgspec.json.decode(msgspec.json.encode(spec)),
+                macs=needs.macs,
+                params=needs.params,
+                memory_bytes=needs.peak_memory_bytes,
+                skipped=skipped,
+            )
+        )
+    return found

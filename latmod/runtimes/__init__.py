@@ -1,0 +1,113 @@
+"""The runtime contract, and the runtimes that are there.
+
+A runtime is one file in this folder, or in a package of somebody else's that names it in the entry point group
+`latmod.runtimes`. Nothing outside this folder knows a runtime's name.
+"""
+
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+import numpy as np
+
+from latmod.errors import LatmodError, RuntimeMissingError
+
+GROUP = "latmod.runtimes"
+
+Inputs = dict[str, np.ndarray]
+"""The tensors of one inference, by input name."""
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """Name a model to open: its weight-free graph, the spec it was built from if there is one, and its weight seed."""
+
+    path: str
+    family: str = ""
+    spec: dict[str, object] = {}
+    weight_seed: int = 0
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Say how a runtime is to run."""
+
+    threads: int = 1
+
+
+class Session(Protocol):
+    """Hold one opened model, its weights and inputs in place."""
+
+    settings: dict[str, str | int | bool]
+    """What the engine says that it uses."""
+
+    def feed(self, index: int) -> None:
+        """Put input `index` (modulo their number) in place; never timed."""
+
+    def infer(self) -> None:
+        """Run one blocking inference on the input in place: the only thing that is timed."""
+
+    def outputs(self) -> list[np.ndarray]:
+        """Return the outputs of the last `infer`, in graph order; never timed."""
+
+    def close(self) -> None:
+        """Free the model's memory."""
+
+
+class Runtime(Protocol):
+    """Open models in one inference engine."""
+
+    name: str
+    extra: str
+    """The extra of latmod that installs the engine, empty where the core has it."""
+    profiles: bool
+    """Whether sessions can tell per-kernel times."""
+    simulated_clock: Callable[[], int] | None
+    """A clock in ns that `infer` moves, for an engine that is simulated; None for a real one."""
+
+    def version(self) -> str:
+        """Return the engine's version, without importing it; raise RuntimeMissingError where it is not installed."""
+
+    def open(self, model: Model, inputs: Sequence[Inputs], settings: Settings) -> Session:
+        """Load `model`; raise UnsupportedModelError, naming the operator, where the engine cannot run it."""
+
+
+def find_runtimes() -> dict[str, Runtime]:
+    """Return every runtime that is declared, by name, whether its engine is installed or not."""
+    found: dict[str, Runtime] = {}
+    for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda point: point.name):
+        try:
+            found[entry.name] = entry.load()()
+        except (ImportError, AttributeError) as error:
+            raise LatmodError(f"runtime {entry.name}: {entry.value} does not load ({error}); reinstall it") from error
+    return found
+
+
+def find_runtime(name: str) -> Runtime:
+    """Return one runtime by name."""
+    entries = importlib.metadata.entry_points(group=GROUP, name=name)
+    for entry in entries:
+        runtime: Runtime = entry.load()()
+        return runtime
+    known = sorted(point.name for point in importlib.metadata.entry_points(group=GROUP))
+    raise LatmodError(f"unknown runtime {name!r}; there are: {', '.join(known)} (see `latmod runtimes`)")
+
+
+def installed_runtimes() -> tuple[str, ...]:
+    """Return the names of the runtimes whose engine is installed."""
+    names = []
+    for name, runtime in find_runtimes().items():
+        try:
+            runtime.version()
+        except RuntimeMissingError:
+            continue
+        names.append(name)
+    return tuple(names)
+
+
+def installed_version(package: str, extra: str) -> str:
+    """Return an installed package's version without importing it; raise RuntimeMissingError naming the extra."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        what = f"pip install 'latmod[{extra}]'" if extra else f"pip install {package}"
+        raise RuntimeMissingError(f"{package} is not installed: {what}") from None

@@ -1,0 +1,135 @@
+"""Make the table of a data set: one row per model and runtime, with spec, features, latency and noise."""
+
+import csv
+import io
+import statistics
+from pathlib import Path
+
+from latmod.dataset import (
+    TABLE_FILE,
+    DatasetFolder,
+    Measurement,
+    Observation,
+    final_bursts,
+    nominal_reference,
+    replace_file,
+    statistic_key,
+)
+from latmod.drift import Correction, fit_correction, state_of
+from latmod.features import graph_features
+from latmod.graph import read_graph
+from latmod.specs import flat_fields
+from latmod.timing import Reference, Statistic, burst_value
+
+PARITY_TOLERANCE = 1e-3
+"""Largest difference between two runtimes' outputs, relative to the largest output: float32 sums over 600 layers."""
+
+_ROUND_STATISTICS = (Statistic.MEDIAN_OF_MINIMA, Statistic.MEAN, Statistic.P50, Statistic.P90)
+
+
+def observations(
+    folder: DatasetFolder, *, corrected: bool = True, nominal: Reference | None = None
+) -> list[Observation]:
+    """Return what a data set knows, in the card's order; with `nominal`, stated for that state of the machine."""
+    card = folder.read_card()
+    measurements = folder.read_measurements()
+    state = nominal or card.nominal or nominal_reference(measurements)
+    bursts = final_bursts(measurements)
+    corrections = {name: fit_correction(name, measurements, state) for name in card.runtimes} if corrected else {}
+    differing = parity_failures(measurements)
+    found = []
+    for model in card.planned:
+        measured = [name for name in card.runtimes if (model.model, name) in bursts]
+        if not measured:
+            continue
+        features = graph_features(read_graph(folder.graph_path(model.model)))
+        for name in measured:
+            rounds = bursts[model.model, name]
+            found.append(
+                Observation(
+                    model=model.model,
+                    family=model.family,
+                    runtime=name,
+                    runtime_version=card.runtimes[name],
+                    machine_id=card.machine.id,
+                    threads=card.protocol.threads,
+                    batch=int(features["batch"]),
+                    spec=model.spec,
+                    features=features,
+                    round_ns=_round_values([rounds[number] for number in sorted(rounds)], corrections.get(name)),
+                    parity="differs" if model.model in differing else "ok",
+                )
+            )
+    return found
+
+
+def parity_failures(measurements: list[Measurement]) -> frozenset[str]:
+    """Return the models whose outputs are not finite, or differ between two runtimes by more than the tolerance."""
+    outputs: dict[str, list[tuple[float, ...]]] = {}
+    failed = set()
+    for m in measurements:
+        if m.status == "ok" and m.output:
+            outputs.setdefault(m.model, []).append(m.output)
+            if m.reason:
+                failed.add(m.model)
+    for model, digests in outputs.items():
+        largest = max(digest[0] for digest in digests)
+        spread = max(max(column) - min(column) for column in zip(*digests, strict=False))
+        if spread > PARITY_TOLERANCE * largest:
+            failed.add(model)
+    return frozenset(failed)
+
+
+def write_table(folder: DatasetFolder) -> Path:
+    """Derive `table.csv` from the rest of the folder and return its path."""
+    rows = [table_row(one) for one in observations(folder)]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path = folder.path / TABLE_FILE
+    replace_file(path, text.getvalue().encode())
+    return path
+
+
+def table_row(one: Observation) -> dict[str, str | int | float]:
+    """Return one observation as the flat row of `table.csv`: latency in ms, then spec fields, then features."""
+    row: dict[str, str | int | float] = {
+        "model": one.model,
+        "family": one.family,
+        "runtime": one.runtime,
+        "threads": one.threads,
+        "batch": one.batch,
+        "latency_ms": _ms(one.latency_ns(Statistic.MEDIAN_OF_MINIMA)),
+        "min_ms": _ms(one.latency_ns(Statistic.MIN)),
+        "p50_ms": _ms(one.latency_ns(Statistic.P50)),
+        "p90_ms": _ms(one.latency_ns(Statistic.P90)),
+        "mean_ms": _ms(one.latency_ns(Statistic.MEAN)),
+        "noise": round(split_half(one.round_ns["min"]), 5),
+        "rounds": len(one.round_ns["min"]),
+        "parity": one.parity,
+        **{f"spec_{name}": value for name, value in flat_fields(one.spec).items()},
+    }
+    return row | {name: value for name, value in one.features.items() if name not in row}
+
+
+def split_half(values: tuple[float, ...]) -> float:
+    """Return how much the median of the odd rounds differs from that of the even ones, relative; 0 for one round."""
+    if len(values) < 2:
+        return 0.0
+    return abs(statistics.median(values[0::2]) / statistics.median(values[1::2]) - 1.0)
+
+
+def _round_values(rounds: list[Measurement], correction: Correction | None) -> dict[str, tuple[float, ...]]:
+    factors = [correction.factor(state_of(m)) if correction else 1.0 for m in rounds]
+    return {
+        statistic_key(statistic): tuple(
+            burst_value(m.samples_ns, statistic) * factor for m, factor in zip(rounds, factors, strict=True)
+        )
+        for statistic in _ROUND_STATISTICS
+    }
+
+
+def _ms(latency_ns: float) -> float:
+    return round(latency_ns / 1e6, 6)

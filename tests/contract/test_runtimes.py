@@ -1,0 +1,186 @@
+"""One suite for every runtime that is installed: what a sweep relies on."""
+
+import importlib.util
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from latmod.errors import RuntimeMissingError, UnsupportedModelError
+from latmod.graph import strip_weights
+from latmod.inputs import image_inputs
+from latmod.runtimes import Inputs, Model, Runtime, Session, Settings, find_runtimes, installed_version
+
+NAMES = ("fake", "onnxruntime", "torch")
+REAL = ("onnxruntime", "torch")
+ENGINES = {"fake": "numpy", "onnxruntime": "onnxruntime", "torch": "torch"}
+
+
+@pytest.fixture(params=NAMES)
+def runtime(request: pytest.FixtureRequest) -> Runtime:
+    name = str(request.param)
+    if importlib.util.find_spec(ENGINES[name]) is None:
+        pytest.skip(f"{name} is not installed")
+    return find_runtimes()[name]
+
+
+@pytest.fixture(autouse=True)
+def denormals_are_kept_again() -> Iterator[None]:
+    """Undo for the rest of the suite what torch sets for its whole process."""
+    yield
+    import torch
+
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def model(exported_graphs: Path) -> Model:
+    return Model(path=str(sorted(exported_graphs.glob("*.onnx"))[0]))
+
+
+@pytest.fixture(scope="session")
+def inputs() -> list[Inputs]:
+    return [{"input": image} for image in image_inputs((1, 3, 32, 32), 2, seed=0)]
+
+
+def open_session(runtime: Runtime, model: Model, inputs: list[Inputs], threads: int = 1) -> Session:
+    return runtime.open(model, inputs, Settings(threads=threads))
+
+
+def first_output(runtime: Runtime, model: Model, inputs: list[Inputs]) -> np.ndarray:
+    session = open_session(runtime, model, inputs)
+    session.infer()
+    return session.outputs()[0]
+
+
+def test_all_declared_runtimes_are_found() -> None:
+    assert set(NAMES) <= set(find_runtimes())
+
+
+def test_a_runtime_says_what_it_is(runtime: Runtime) -> None:
+    assert runtime.name in NAMES
+    assert runtime.version()
+    assert isinstance(runtime.profiles, bool)
+
+
+def test_it_infers_and_gives_the_same_outputs_again(runtime: Runtime, model: Model, inputs: list[Inputs]) -> None:
+    session = open_session(runtime, model, inputs)
+    session.feed(0)
+    session.infer()
+    first = [output.copy() for output in session.outputs()]
+    session.feed(1)
+    session.infer()
+    other = [output.copy() for output in session.outputs()]
+    session.feed(2)
+    session.infer()
+    again = session.outputs()
+    assert all(np.isfinite(output).all() for output in first)
+    np.testing.assert_array_equal(first[0], again[0])
+    assert not np.array_equal(first[0], other[0])
+    session.close()
+
+
+def test_it_says_what_settings_it_uses(runtime: Runtime, model: Model, inputs: list[Inputs]) -> None:
+    session = open_session(runtime, model, inputs)
+    assert session.settings["threads"] == 1
+    session.close()
+
+
+def test_printing_nothing_on_stdout(
+    runtime: Runtime, model: Model, inputs: list[Inputs], capfd: pytest.CaptureFixture[str]
+) -> None:
+    session = open_session(runtime, model, inputs)
+    session.infer()
+    session.close()
+    assert capfd.readouterr().out == ""
+
+
+def test_parity_against_onnxruntime(exported_graphs: Path, inputs: list[Inputs]) -> None:
+    """The same weights and input give the same output: as a family's own module, and as a converted graph."""
+    import msgspec
+
+    from latmod.families import FAMILIES
+    from latmod.specs import draw, load_space
+
+    runtimes = find_runtimes()
+    space = load_space(exported_graphs / "tiny.toml", FAMILIES)
+    for name, spec in draw(space, FAMILIES):
+        path = str(exported_graphs / f"{name}.onnx")
+        fields = msgspec.json.decode(msgspec.json.encode(spec))
+        want = first_output(runtimes["onnxruntime"], Model(path=path), inputs)
+        for found in (Model(path=path), Model(path=path, family="resnet", spec=fields)):
+            got = first_output(runtimes["torch"], found, inputs)
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * float(np.abs(want).max()))
+
+
+def test_another_weight_seed_gives_another_output(exported_graphs: Path, inputs: list[Inputs]) -> None:
+    path = str(sorted(exported_graphs.glob("*.onnx"))[0])
+    runtime = find_runtimes()["onnxruntime"]
+    one, other = (first_output(runtime, Model(path=path, weight_seed=seed), inputs) for seed in (0, 1))
+    assert not np.allclose(one, other)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_nothing_spins_after_a_run(name: str, model: Model, inputs: list[Inputs]) -> None:
+    session = open_session(find_runtimes()[name], model, inputs)
+    for _ in range(5):
+        session.infer()
+    time.sleep(0.05)
+    before = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - before < 0.05
+    session.close()
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_memory_is_freed_on_close(name: str, tmp_path: Path, inputs: list[Inputs]) -> None:
+    """Fifteen openings of a network of 45 MB would leave 675 MB behind; an allocator keeps some 100 MB."""
+    import msgspec
+
+    from latmod.export import export_spec
+    from latmod.families import FAMILIES
+
+    family = FAMILIES["resnet"]
+    spec = {"block": "basic", "blocks": [2, 2, 2, 2], "side": 32}
+    path = tmp_path / "resnet18.onnx"
+    export_spec(family, msgspec.convert(spec, family.spec_type), path)
+    runtime = find_runtimes()[name]
+
+    def open_and_close() -> None:
+        session = open_session(runtime, Model(path=str(path), family="resnet", spec=spec), inputs)
+        session.infer()
+        session.close()
+
+    open_and_close()
+    before = resident_bytes()
+    for _ in range(15):
+        open_and_close()
+    assert resident_bytes() - before < 250e6
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_an_unknown_operator_is_named(name: str, tmp_path: Path, inputs: list[Inputs]) -> None:
+    from onnx import TensorProto, helper, save
+
+    value = [helper.make_tensor_value_info(v, TensorProto.FLOAT, [1, 3, 32, 32]) for v in ("input", "output")]
+    node = helper.make_node("Frobnicate", ["input"], ["output"], domain="example.com")
+    graph = helper.make_graph([node], "odd", value[:1], value[1:])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("example.com", 1)]
+    path = tmp_path / "odd.onnx"
+    save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    stripped = tmp_path / "stripped.onnx"
+    stripped.write_bytes(strip_weights(path))
+    with pytest.raises(UnsupportedModelError, match="Frobnicate"):
+        open_session(find_runtimes()[name], Model(path=str(stripped)), inputs)
+
+
+def test_a_missing_engine_names_the_extra() -> None:
+    with pytest.raises(RuntimeMissingError, match=r"latmod\[speed\]"):
+        installed_version("no-such-engine", "speed")
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,172 @@
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from latmod.dataset import Card, DatasetFolder, Protocol, Seeds
+from latmod.errors import DatasetError
+from latmod.plan import plan_sweep
+from latmod.schedule import SweepResult, pending
+from latmod.sweeping import Progress, run_sweep
+
+ROUNDS = 3
+
+
+@pytest.fixture
+def folder(tmp_path: Path, exported_graphs: Path) -> DatasetFolder:
+    """Return a data set folder whose graphs are there already."""
+    found = DatasetFolder(tmp_path / "data")
+    shutil.copytree(exported_graphs, found.graph_path("x").parent)
+    return found
+
+
+@pytest.fixture
+def card(tiny_space: Path) -> Card:
+    protocol = Protocol(
+        threads=1,
+        rounds=ROUNDS,
+        burst_seconds=0.01,
+        min_samples=2,
+        max_samples=5,
+        max_latency_seconds=0,
+        input_count=2,
+        images="",
+        seeds=Seeds(),
+    )
+    return plan_sweep([tiny_space], ["fake"], protocol, name="tiny")
+
+
+def sweep_quietly(folder: DatasetFolder, card: Card, **bounds: float) -> tuple[SweepResult, list[Progress]]:
+    told: list[Progress] = []
+    return run_sweep(folder, card, told.append, **bounds), told  # type: ignore[arg-type]
+
+
+def without_times(folder: DatasetFolder) -> list[tuple[object, ...]]:
+    return [(m.model, m.runtime, m.round, m.status, m.samples_ns, m.output) for m in folder.read_measurements()]
+
+
+def test_every_model_is_measured_once_in_every_round(folder: DatasetFolder, card: Card) -> None:
+    result, told = sweep_quietly(folder, card)
+    assert (result.measured, result.failed, result.skipped) == (4, (), ())
+    keys = [(m.model, m.round) for m in folder.read_measurements()]
+    assert len(keys) == len(set(keys)) == 4 * ROUNDS
+    assert (told[-1].done, told[-1].total) == (12, 12)
+    settings = folder.read_card().settings["fake"]
+    assert settings["threads"] == 1
+    assert settings["cores"] == str(max(os.sched_getaffinity(0)))
+    assert "OMP_NUM_THREADS=1" in str(settings["thread_variables"])
+
+
+def test_rounds_come_one_after_the_other_each_in_an_order_of_its_own(card: Card) -> None:
+    todo = list(pending(card, []))
+    assert [one.round for one in todo] == sorted(one.round for one in todo)
+    orders = {tuple(one.model.model for one in todo if one.round == number) for number in range(ROUNDS)}
+    assert len(orders) > 1
+
+
+def test_a_finished_sweep_measures_nothing_when_run_again(folder: DatasetFolder, card: Card) -> None:
+    sweep_quietly(folder, card)
+    before = without_times(folder)
+    _, told = sweep_quietly(folder, card)
+    assert told == []
+    assert without_times(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "what"), [({"rounds": 7}, "rounds: 3 there, 7 now"), ({"threads": 2}, "threads: 1 there, 2 now")]
+)
+def test_another_protocol_is_refused(folder: DatasetFolder, card: Card, change: dict[str, int], what: str) -> None:
+    sweep_quietly(folder, card)
+    other = msgspec.structs.replace(card, protocol=msgspec.structs.replace(card.protocol, **change))
+    with pytest.raises(DatasetError, match=what):
+        sweep_quietly(folder, other)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("die", "SIGSEGV"),
+        ("unsupported", "no operator Conv"),
+        ("hang", "no answer in 3 s"),
+        ("memory", "out of memory"),
+    ],
+)
+def test_what_goes_wrong_in_a_worker_is_recorded_and_the_sweep_goes_on(
+    folder: DatasetFolder, card: Card, monkeypatch: pytest.MonkeyPatch, fault: str, reason: str
+) -> None:
+    victim = card.planned[0].model
+    monkeypatch.setenv("LATMOD_FAKE", f"{fault}:{victim}.onnx")
+    result, told = sweep_quietly(folder, card, timeout_seconds=3.0, memory_bytes=2 << 30)
+    assert result.measured == 3
+    assert len(result.failed) == 1
+    assert reason in result.failed[0]
+    assert victim in result.failed[0]
+    assert any(reason in one.line for one in told)
+    monkeypatch.delenv("LATMOD_FAKE")
+    assert sum(m.status == "failed" for m in folder.read_measurements()) == 2
+
+
+def test_a_model_that_is_too_slow_is_recorded_with_its_latency(folder: DatasetFolder, card: Card) -> None:
+    slow = msgspec.structs.replace(card, protocol=msgspec.structs.replace(card.protocol, max_latency_seconds=1e-4))
+    result, _ = sweep_quietly(folder, slow)
+    assert result.measured == 0
+    assert len(result.skipped) == 4
+    assert "more than 0.0001 s" in result.skipped[0]
+
+
+def test_a_sweep_killed_at_random_moments_ends_as_if_it_had_not_been(
+    tmp_path: Path, folder: DatasetFolder, card: Card, tiny_space: Path, exported_graphs: Path
+) -> None:
+    """SIGKILL strikes while bursts (slowed down to 0.2 s) run; nothing is lost, and nothing is measured twice."""
+    whole = DatasetFolder(tmp_path / "whole")
+    shutil.copytree(exported_graphs, whole.graph_path("x").parent)
+    sweep_quietly(whole, card)
+
+    command = [
+        sys.executable, "-m", "latmod", "sweep", str(tiny_space), "--runtime", "fake", "--rounds", str(ROUNDS),
+        "--burst-seconds", "0.01", "--max-samples", "5", "--out", str(folder.path),
+    ]  # fmt: skip
+    environment = {**os.environ, "LATMOD_FAKE": "slow:.onnx"}
+    rng = random.Random(7)
+    kept: list[tuple[object, ...]] = []
+    for _ in range(40):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=1.0 + 2.0 * rng.random())
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        now = without_times(folder)
+        assert now[: len(kept)] == kept
+        kept = now
+        if process.returncode == 0:
+            break
+    assert process.returncode == 0
+    assert [row[:5] for row in kept] == [row[:5] for row in without_times(whole)]
+
+
+@pytest.mark.parametrize("phase", ["export", "burst"])
+def test_ctrl_c_ends_at_once_and_says_how_to_resume(
+    tmp_path: Path, folder: DatasetFolder, tiny_space: Path, phase: str
+) -> None:
+    out = folder.path if phase == "burst" else tmp_path / "empty"
+    environment = {**os.environ, "LATMOD_FAKE": "hang:.onnx"}
+    command = [sys.executable, "-m", "latmod", "sweep", str(tiny_space), "--runtime", "fake", "--out", str(out)]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not DatasetFolder(out).exists and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.0)
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=10)
+    assert time.monotonic() - start < 2.0
+    assert process.returncode == 130
+    assert "resume" in told

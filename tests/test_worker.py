@@ -1,0 +1,65 @@
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from latmod.errors import WorkerError
+from latmod.runtimes import Model, Settings
+from latmod.timing import BurstPlan
+from latmod.worker import Worker, cores_for
+from latmod.worker.messages import BurstReply, BurstRequest, ExportRequest, Failure
+
+
+def request_for(path: Path) -> BurstRequest:
+    return BurstRequest(
+        model=Model(path=str(path)), settings=Settings(threads=1), plan=BurstPlan(seconds=0.01), input_count=2
+    )
+
+
+@pytest.fixture
+def graph(exported_graphs: Path) -> Path:
+    return sorted(exported_graphs.glob("*.onnx"))[0]
+
+
+def test_one_process_answers_many_requests(graph: Path) -> None:
+    with Worker("fake", threads=1) as worker:
+        replies = [worker.ask(request_for(graph)) for _ in range(3)]
+    assert all(isinstance(reply, BurstReply) for reply in replies)
+    assert len({reply.burst.samples_ns for reply in replies if isinstance(reply, BurstReply)}) == 1
+    assert all(reply.inputs == "images" for reply in replies if isinstance(reply, BurstReply))
+
+
+def test_a_model_that_cannot_be_read_is_a_failure_and_the_worker_lives_on(graph: Path, tmp_path: Path) -> None:
+    with Worker("fake", threads=1) as worker:
+        reply = worker.ask(request_for(tmp_path / "none.onnx"))
+        assert isinstance(reply, Failure)
+        assert "none.onnx" in reply.reason
+        assert isinstance(worker.ask(request_for(graph)), BurstReply)
+
+
+def test_a_worker_is_started_again_after_it_died(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Worker("fake", threads=1) as worker:
+        monkeypatch.setenv("LATMOD_FAKE", "die:.onnx")
+        with pytest.raises(WorkerError, match="SIGSEGV"):
+            worker.ask(request_for(graph))
+        monkeypatch.delenv("LATMOD_FAKE")
+        assert isinstance(worker.ask(request_for(graph)), BurstReply)
+
+
+def test_the_parent_waits_without_using_the_processor(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATMOD_FAKE", "slow:.onnx")
+    with Worker("fake", threads=1) as worker:
+        worker.ask(request_for(graph))
+        before, wall = time.process_time(), time.monotonic()
+        worker.ask(request_for(graph))
+        assert time.process_time() - before < 0.2 * (time.monotonic() - wall)
+
+
+def test_an_unknown_runtime_ends_the_worker_with_an_error() -> None:
+    with Worker("nonsense", threads=1) as worker, pytest.raises(WorkerError, match="exit code"):
+        worker.ask(ExportRequest(family="resnet", spec={}, path="x"))
+
+
+def test_cores_are_the_last_ones() -> None:
+    assert cores_for(1) == (max(os.sched_getaffinity(0)),)
