@@ -1,0 +1,125 @@
+"""Keep a fitted predictor in one `.onnx` file: the map from features to latency, and its card as JSON in the metadata.
+
+Nothing in the file is run as code. The SHA-256 over the whole file shows damage and careless edits; it is a checksum
+and no signature: who changes the file on purpose can change the checksum as well.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from latmod.domain import Domain
+from latmod.errors import PredictorError
+from latmod.timing import Reference
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+SCHEMA = 1
+# Schema 1: the first.
+
+MAX_BYTES = 50_000_000
+"""A predictor has some 100 KB; this keeps a wrong file from being read into memory."""
+
+CARD_KEY, SHA256_KEY = "latmod.card", "latmod.sha256"
+_EMPTY_SHA256 = b"0" * 64
+
+
+class Card(msgspec.Struct, frozen=True, kw_only=True):
+    """Describe a predictor: what for, made of what, how good.
+
+    `nominal` is the state of the machine that the latencies are stated for, and `drift_weights` say how strongly they
+    follow its parts (latmod.drift). `quantiles` are those of |log(measured / predicted)| for models inside, near and
+    far from the domain; `scores` are the cross-seed means of `fit`; `features` are the columns of the input, float32,
+    in this order.
+    """
+
+    schema: int
+    latmod: str
+    dataset: str
+    space: str
+    statistic: str
+    runtime: str
+    runtime_version: str
+    settings: dict[str, str | int | bool]
+    threads: int
+    batches: tuple[int, ...]
+    machine_id: str
+    machine: str
+    nominal: Reference | None
+    drift_weights: tuple[float, float, float]
+    features: tuple[str, ...]
+    domain: Domain
+    models: int
+    regressor: str
+    feature_set: str
+    target: str
+    params: dict[str, str | int | float | bool | None]
+    regressor_seed: int
+    chosen_by: str
+    scores: dict[str, float | None]
+    noise_floor: float | None
+    coverage: float
+    quantiles: tuple[float, float, float]
+
+
+class _Schema(msgspec.Struct):
+    schema: int
+
+
+def pack(model: "ModelProto", card: Card) -> bytes:
+    """Return the file: the graph, the card, and the checksum over all of it with the checksum's own digits as zeros."""
+    from onnx import helper
+
+    helper.set_model_props(model, {CARD_KEY: msgspec.json.encode(card).decode(), SHA256_KEY: _EMPTY_SHA256.decode()})
+    content: bytes = model.SerializeToString()
+    digest = hashlib.sha256(content).hexdigest().encode()
+    before, after = content.rsplit(_EMPTY_SHA256, 1)
+    return before + digest + after
+
+
+def unpack(content: bytes, name: str) -> Card:
+    """Check a file's content and return its card; `name` is for messages.
+
+    Raises `PredictorError` when it is no ONNX file, not one of ours, of another schema, or changed since it was
+    written.
+    """
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from onnx import ModelProto
+
+    try:
+        props = {prop.key: prop.value for prop in ModelProto.FromString(content).metadata_props}
+    except DecodeError:
+        raise PredictorError(f"{name}: not an ONNX file; make a predictor with `latmod fit`") from None
+    if CARD_KEY not in props or SHA256_KEY not in props:
+        raise PredictorError(f"{name}: an ONNX file, but no latmod predictor; make one with `latmod fit`")
+    try:
+        schema = msgspec.json.decode(props[CARD_KEY], type=_Schema).schema
+    except msgspec.MsgspecError as error:
+        raise PredictorError(f"{name}: unreadable card ({error}); make it again with `latmod fit`") from None
+    if schema != SCHEMA:
+        raise PredictorError(f"{name}: schema {schema}, this latmod reads {SCHEMA}; make it again with `latmod fit`")
+    digest = props[SHA256_KEY].encode()
+    before, _, after = content.rpartition(digest or _EMPTY_SHA256)
+    if hashlib.sha256(before + _EMPTY_SHA256 + after).hexdigest().encode() != digest:
+        raise PredictorError(f"{name}: changed since it was written (checksum differs); get it again or refit")
+    try:
+        return msgspec.json.decode(props[CARD_KEY], type=Card)
+    except msgspec.MsgspecError as error:
+        raise PredictorError(f"{name}: unreadable card ({error}); make it again with `latmod fit`") from None
+
+
+def read_artifact(path: Path) -> tuple[bytes, Card]:
+    """Return the content and the card of a predictor file; raise `PredictorError` where it is none."""
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            raise PredictorError(f"{path}: not a file")
+        if size > MAX_BYTES:
+            raise PredictorError(f"{path}: {size / 1e6:.0f} MB, a predictor has at most {MAX_BYTES / 1e6:.0f} MB")
+        content = path.read_bytes()
+    except OSError as error:
+        raise PredictorError(f"{path}: {error.strerror or error}") from None
+    return content, unpack(content, str(path))

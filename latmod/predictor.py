@@ -1,0 +1,225 @@
+"""Predict latency from features with a fitted predictor; needs numpy and onnxruntime, and runs no network."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache, cached_property
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from latmod.artifact import Card, read_artifact
+from latmod.columns import Floats, feature_matrix
+from latmod.domain import FAR, TOLERANCE, spread
+from latmod.drift import Correction
+from latmod.errors import PredictorError
+from latmod.features import graph_features
+from latmod.graph import Graph, read_graph
+from latmod.inspection import inspect_graph
+from latmod.residual import NotResidual
+from latmod.timing import Reference
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+MAX_UNKNOWN_SHARE = 0.05
+"""Unknown operators above this share of the bytes moved make an answer out of domain: 5 % is what the regressors err
+by."""
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold one predicted latency, flat, for tables and JSON."""
+
+    model: str
+    runtime: str
+    latency_ms: float
+    low_ms: float
+    high_ms: float
+    in_domain: bool
+    reasons: tuple[str, ...]
+    unknown_share: float
+    machine: str
+    level: str
+
+
+class Query(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for one model: its features, and what is known of it beyond them.
+
+    `unknown_share` is the share of its cost that lies in unknown operators, 0 to 1; `reasons` are sentences why it is
+    out of domain that the features do not show.
+    """
+
+    features: Mapping[str, float]
+    model: str = ""
+    unknown_share: float = 0.0
+    reasons: tuple[str, ...] = ()
+
+
+class Predictor:
+    """Answer for one runtime on one machine under one setting, all told by `card`."""
+
+    def __init__(self, content: bytes, card: Card, name: str) -> None:
+        """Hold a checked artifact; the session is made when the first answer is wanted."""
+        self.card = card
+        self.name = name
+        self._content = content
+
+    def predict(
+        self,
+        features: Mapping[str, float],
+        *,
+        model: str = "",
+        unknown_share: float = 0.0,
+        reasons: tuple[str, ...] = (),
+        state: Reference | None = None,
+    ) -> Prediction:
+        """Predict one model; see `Query` and `predict_all`."""
+        query = Query(features=features, model=model, unknown_share=unknown_share, reasons=reasons)
+        return self.predict_all([query], state=state)[0]
+
+    def predict_all(self, queries: Sequence[Query], *, state: Reference | None = None) -> list[Prediction]:
+        """Predict many models in one call.
+
+        `state`, a reference load, states the answers for that state of the machine instead of its nominal one. Raises
+        `PredictorError` when the map gives no positive number, or when there is no nominal state to compare with.
+        """
+        if not queries:
+            return []
+        latencies = self.latency_ms([query.features for query in queries]) * self._drift(state)
+        return [self._answer(query, float(latency)) for query, latency in zip(queries, latencies, strict=True)]
+
+    def latency_ms(self, rows: Sequence[Mapping[str, float]]) -> Floats:
+        """Return the bare latencies in ms, [N]."""
+        matrix = feature_matrix(rows, self.card.features)
+        latency = np.asarray(self._session.run(["latency_ms"], {"features": matrix})[0], dtype=np.float64)[:, 0]
+        if not np.all(np.isfinite(latency) & (latency > 0.0)):
+            raise PredictorError(f"{self.name}: gives no positive latency for these features; refit it")
+        return latency
+
+    def distance(self, features: Mapping[str, float]) -> float:
+        """Return how far a model lies outside the domain (log2; 0 inside)."""
+        return self.card.domain.distance(features)
+
+    def _drift(self, state: Reference | None) -> float:
+        """Return by how much this runtime is slower in a state than in the nominal one."""
+        if state is None:
+            return 1.0
+        if self.card.nominal is None:
+            raise PredictorError(f"{self.name}: its card has no nominal state of the machine; predict without --here")
+        own = Correction(runtime=self.card.runtime, nominal=self.card.nominal, weights=self.card.drift_weights)
+        return 1.0 / own.factor(state)
+
+    def _answer(self, query: Query, latency_ms: float) -> Prediction:
+        reasons = self.card.domain.reasons(query.features) + query.reasons
+        if query.unknown_share > MAX_UNKNOWN_SHARE:
+            reasons += (f"unknown operators make up {query.unknown_share:.0%} of its cost",)
+        doubtful = bool(query.reasons) or query.unknown_share > MAX_UNKNOWN_SHARE
+        factor = spread(self.card.quantiles, max(self.distance(query.features), FAR if doubtful else 0.0))
+        return Prediction(
+            model=query.model,
+            runtime=self.card.runtime,
+            latency_ms=latency_ms,
+            low_ms=latency_ms / factor,
+            high_ms=latency_ms * factor,
+            in_domain=not reasons,
+            reasons=reasons,
+            unknown_share=query.unknown_share,
+            machine=self.card.machine,
+            level="graph",
+        )
+
+    @cached_property
+    def _session(self) -> "InferenceSession":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            return onnxruntime.InferenceSession(self._content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own errors share no base class but this one
+            raise PredictorError(f"{self.name}: onnxruntime cannot load it ({str(error).splitlines()[0]})") from error
+
+
+def load_predictor(path: Path) -> Predictor:
+    """Load a predictor file; raise `PredictorError` when it is none, of another schema, changed, or over 50 MB."""
+    content, card = read_artifact(path)
+    return Predictor(content, card, str(path))
+
+
+@cache
+def reference_predictors() -> tuple[Predictor, ...]:
+    """Return the predictors that ship with the package, by file name; none is an empty tuple. Loaded once."""
+    folder = resources.files("latmod") / "predictors"
+    if not folder.is_dir():
+        return ()
+    files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".onnx")), key=lambda entry: entry.name)
+    found = []
+    for entry in files:
+        with resources.as_file(entry) as path:
+            found.append(load_predictor(path))
+    return tuple(found)
+
+
+def choose(predictors: Sequence[Predictor], features: Mapping[str, float]) -> Predictor:
+    """Return which of several predictors for the same runtime and setting should answer for a model.
+
+    Of those whose domain contains it, the most accurate (narrowest calibrated interval); else the nearest, and among
+    equally near ones the widest. Ties go by name, so the answer never depends on the order. Raises `PredictorError`
+    for none at all.
+    """
+    if not predictors:
+        raise PredictorError("no predictor for this runtime and setting; make one with `latmod fit`")
+
+    def rank(predictor: Predictor) -> tuple[float, float, float, str]:
+        distance = predictor.distance(features)
+        inside = distance <= TOLERANCE
+        return (
+            0.0 if inside else distance,
+            predictor.card.quantiles[0] if inside else 0.0,
+            0.0 if inside else -predictor.card.domain.volume(),
+            predictor.name,
+        )
+
+    return min(predictors, key=rank)
+
+
+def choose_each(predictors: Sequence[Predictor], features: Mapping[str, float]) -> tuple[Predictor, ...]:
+    """Return one predictor per runtime and number of threads, chosen by `choose`, in the order of those."""
+    settings = sorted({(predictor.card.runtime, predictor.card.threads) for predictor in predictors})
+    return tuple(
+        choose([p for p in predictors if (p.card.runtime, p.card.threads) == setting], features) for setting in settings
+    )
+
+
+def ask(graph: Graph, model: str = "") -> Query:
+    """Return what a graph asks: its features, the share of its unknown operators, and why it is doubtful."""
+    found = inspect_graph(graph)
+    return Query(
+        features=graph_features(graph),
+        model=model or graph.name,
+        unknown_share=found.unknown_share,
+        reasons=(found.residual.reason,) if isinstance(found.residual, NotResidual) else (),
+    )
+
+
+def predict(
+    path: Path | str,
+    *,
+    predictors: Sequence[Predictor] | None = None,
+    shapes: dict[str, tuple[int, ...]] | None = None,
+    state: Reference | None = None,
+) -> list[Prediction]:
+    """Predict an `.onnx` file, with or without weights: one answer per runtime and number of threads.
+
+    Without `predictors` those that ship are asked; `shapes` sets inputs of dynamic shape; `state` as in
+    `Predictor.predict_all`. Raises `GraphError` for a file that cannot be read, `PredictorError` without any predictor.
+    """
+    known = reference_predictors() if predictors is None else predictors
+    if not known:
+        raise PredictorError("no predictor at hand; make one with `latmod fit`")
+    query = ask(read_graph(Path(path), shapes), Path(path).name)
+    return [one.predict_all([query], state=state)[0] for one in choose_each(known, query.features)]
