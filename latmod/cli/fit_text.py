@@ -1,0 +1,94 @@
+"""Lay out what `latmod fit` found for a person: one table per data set and runtime, or one short table of the best."""
+
+from collections.abc import Sequence
+
+from latmod.findings import FitReport, FitRow, TransferRow
+from latmod.report import Cell, Format, Row, percent, render
+
+_SHARES = ("mape", "median_error", "within_5", "within_10", "coverage", "width")
+_PLAIN_BASELINE = "MACsOnly"
+
+
+def full_text(reports: Sequence[FitReport], transfers: Sequence[TransferRow], style: Format) -> str:
+    """Return every regressor's scores, data set by data set, then how they transfer."""
+    text = ""
+    for report in reports:
+        for key in dict.fromkeys((row.runtime, row.threads) for row in report.rows):
+            own = [row for row in report.rows if (row.runtime, row.threads) == key]
+            title = (
+                f"{report.dataset}, {key[0]}, {key[1]} thread(s): {own[0].models} models, {own[0].split_seeds} split x "
+                f"{own[0].regressor_seeds} regressor seeds, noise floor {percent(own[0].noise_floor)}"
+            )
+            text += _heading(title, style) + render([_score_row(row) for row in own], style) + "\n"
+    if transfers:
+        text += _heading("trained on one part, tested on another", style)
+        text += render([_transfer_row(row) for row in transfers], style) + "\n"
+    return text
+
+
+def summary_text(reports: Sequence[FitReport], style: Format) -> str:
+    """Return one table: what ships, the study's three on the study's features, and the plainest baseline."""
+    rows: list[Row] = []
+    for report in reports:
+        for chosen in report.chosen:
+            own = [row for row in report.rows if (row.runtime, row.threads) == (chosen.runtime, chosen.threads)]
+            ships = (chosen.regressor, chosen.features, chosen.target)
+            shown = [row for row in own if (row.regressor, row.features, row.target) == ships]
+            for name in dict.fromkeys(row.regressor for row in own if row.role == "study"):
+                study = [row for row in own if row.regressor == name and row.features == "study"]
+                shown.append(max(study, key=lambda row: row.r2))
+            shown += [row for row in own if row.regressor == _PLAIN_BASELINE]
+            rows += [_summary_row(row, ships) for row in shown]
+    return render(rows, style)
+
+
+def _summary_row(row: FitRow, ships: tuple[str, str, str]) -> Row:
+    name = f"{row.regressor} (ships)" if (row.regressor, row.features, row.target) == ships else row.regressor
+    return {
+        "data set": row.dataset,
+        "runtime": row.runtime,
+        "regressor": name,
+        "features": row.features,
+        "r2": f"{row.r2:.4f}",
+        "worst r2": f"{row.r2_worst:.4f}",
+        "MAPE": percent(row.mape),
+        "median error": percent(row.median_error),
+        "within 5 %": percent(row.within_5, 0),
+        "within 10 %": percent(row.within_10, 0),
+        "90 % interval covers": percent(row.coverage, 0),
+        "noise floor": percent(row.noise_floor, 2),
+    }
+
+
+def _score_row(row: FitRow) -> Row:
+    shown: dict[str, Cell] = {
+        "regressor": row.regressor,
+        "role": row.role,
+        "features": row.features,
+        "target": row.target,
+        "r2": f"{row.r2:.4f}",
+        "r2_std": f"{row.r2_std:.4f}",
+        "r2_worst": f"{row.r2_worst:.4f}",
+        "r2_log": f"{row.r2_log:.4f}",
+        "spearman": f"{row.spearman:.4f}",
+    }
+    return shown | {name: percent(getattr(row, name)) for name in _SHARES} | {"params": row.params}
+
+
+def _transfer_row(row: TransferRow) -> Row:
+    shown: dict[str, Cell] = {
+        "runtime": row.runtime,
+        "trained_on": row.trained_on,
+        "tested_on": row.tested_on,
+        "regressor": row.regressor,
+        "features": row.features,
+        "target": row.target,
+        "r2": f"{row.r2:.4f}",
+        "r2_log": f"{row.r2_log:.4f}",
+        "spearman": f"{row.spearman:.4f}",
+    }
+    return shown | {name: percent(getattr(row, name)) for name in _SHARES}
+
+
+def _heading(title: str, style: Format) -> str:
+    return f"### {title}\n\n" if style is Format.MD else f"{title}\n"

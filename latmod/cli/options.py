@@ -1,0 +1,83 @@
+"""What the commands share: options, and writing results."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from latmod.errors import LatmodError
+from latmod.report import Format, Row, render
+
+GIB = 2**30
+
+_Command = TypeVar("_Command", bound=Callable[..., object])
+
+
+def output_options(command: _Command) -> _Command:
+    """Add --format and -o to a command that reads."""
+    style = click.option(
+        "--format", "style", type=click.Choice([one.value for one in Format]), default="table", show_default=True,
+        help="How to print.",
+    )  # fmt: skip
+    target = click.option("-o", "--output", default="-", help="File to write, - for standard output.", metavar="FILE")
+    return style(target(command))
+
+
+def write(text: str, output: str) -> None:
+    """Write a result to a file or to standard output."""
+    if output == "-":
+        click.echo(text, nl=False)
+        return
+    try:
+        Path(output).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise LatmodError(f"{output}: cannot be written: {error.strerror}") from error
+
+
+def write_rows(rows: Sequence[Row], style: str, output: str) -> None:
+    """Write rows to a file or to standard output."""
+    write(render(rows, Format(style)), output)
+
+
+runtime_option = click.option(
+    "--runtime", "runtimes", multiple=True, metavar="NAME", help="Runtime to use; may be given several times."
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads per inference."
+)
+images_option = click.option(
+    "--images", default="", metavar="DIR", help="Folder of photographs to make inputs from (default: the bundled ones)."
+)
+memory_option = click.option(
+    "--max-memory",
+    type=float,
+    default=0.0,
+    metavar="GIB",
+    help="Bound of memory per model (default: 60 % of the machine's).",
+)
+shape_option = click.option(
+    "--shape", "shapes", multiple=True, metavar="NAME=1x3x224x224", help="Shape of an input with free dims."
+)
+
+
+def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Read NAME=1x3x224x224; raise click's usage error for anything else."""
+    shapes = {}
+    for text in texts:
+        name, _, dims = text.rpartition("=")
+        try:
+            shape = tuple(int(dim) for dim in dims.lower().split("x"))
+        except ValueError:
+            shape = ()
+        if not name or not shape or min(shape) < 1:
+            raise click.BadParameter(f"{text!r} is not NAME=1x3x224x224", param_hint="--shape")
+        shapes[name] = shape
+    return shapes
+
+
+def duration(seconds: float) -> str:
+    """Return a time span for a person."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
