@@ -101,17 +101,21 @@ def run_sweep(
 
 
 def _settle_card(folder: DatasetFolder, card: Card) -> Card:
-    """Return the folder's card where it fits the new plan, or write the new one."""
+    """Return the folder's card where it fits the new plan, or write the new one; more rounds may be asked for."""
     if not folder.exists:
         folder.write_card(card)
         return card
     found = folder.read_card()
+    if found.protocol.rounds < card.protocol.rounds:
+        longer = msgspec.structs.replace(found.protocol, rounds=card.protocol.rounds)
+        found = msgspec.structs.replace(found, protocol=longer, nominal=None)
     for what in ("protocol", "runtimes", "machine", "models"):
         if getattr(found, what) != getattr(card, what):
             raise DatasetError(
                 f"{folder.path}: holds a sweep with another {what} ({_difference(found, card, what)}); "
                 "start it with the same command to resume it, or choose another --out"
             )
+    folder.write_card(found)
     return found
 
 

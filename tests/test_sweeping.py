@@ -80,13 +80,25 @@ def test_a_finished_sweep_measures_nothing_when_run_again(folder: DatasetFolder,
 
 
 @pytest.mark.parametrize(
-    ("change", "what"), [({"rounds": 7}, "rounds: 3 there, 7 now"), ({"threads": 2}, "threads: 1 there, 2 now")]
+    ("change", "what"), [({"rounds": 2}, "rounds: 3 there, 2 now"), ({"threads": 2}, "threads: 1 there, 2 now")]
 )
 def test_another_protocol_is_refused(folder: DatasetFolder, card: Card, change: dict[str, int], what: str) -> None:
     sweep_quietly(folder, card)
     other = msgspec.structs.replace(card, protocol=msgspec.structs.replace(card.protocol, **change))
     with pytest.raises(DatasetError, match=what):
         sweep_quietly(folder, other)
+
+
+def test_more_rounds_go_on_where_fewer_ended(folder: DatasetFolder, card: Card) -> None:
+    sweep_quietly(folder, card)
+    before = without_times(folder)
+    longer = msgspec.structs.replace(card, protocol=msgspec.structs.replace(card.protocol, rounds=ROUNDS + 1))
+    result, _ = sweep_quietly(folder, longer)
+    assert result.measured == 4
+    after = without_times(folder)
+    assert after[: len(before)] == before
+    assert {row[2] for row in after[len(before) :]} == {ROUNDS}
+    assert folder.read_card().protocol.rounds == ROUNDS + 1
 
 
 @pytest.mark.parametrize(
