@@ -15,9 +15,10 @@ def full_text(reports: Sequence[FitReport], transfers: Sequence[TransferRow], st
     for report in reports:
         for key in dict.fromkeys((row.runtime, row.threads) for row in report.rows):
             own = [row for row in report.rows if (row.runtime, row.threads) == key]
+            seeds = f"{own[0].split_seeds} split x {max(row.regressor_seeds for row in own)} regressor seeds"
+            floor = percent(own[0].noise_floor, 2)
             title = (
-                f"{report.dataset}, {key[0]}, {key[1]} thread(s): {own[0].models} models, {own[0].split_seeds} split x "
-                f"{own[0].regressor_seeds} regressor seeds, noise floor {percent(own[0].noise_floor)}"
+                f"{report.dataset}, {key[0]}, {key[1]} thread(s): {own[0].models} models, {seeds}, noise floor {floor}"
             )
             text += _heading(title, style) + render([_score_row(row) for row in own], style) + "\n"
     if transfers:

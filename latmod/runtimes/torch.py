@@ -44,7 +44,7 @@ class Torch:
             "threads": torch.get_num_threads(),
             "mode": "eager, inference_mode",
             "memory_format": "contiguous",
-            "mkldnn": bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call],
+            "mkldnn": bool(torch.backends.mkldnn.is_available()),  # type: ignore[no-untyped-call]
             "flush_denormals": flushed,
             "source": f"family {model.family}" if model.family else "onnx2torch",
         }
