@@ -1,7 +1,10 @@
 """Whatever a file holds, reading it gives a graph or one line."""
 
+import math
 import os
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,10 +13,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from latmod.errors import GraphError
+from latmod.errors import GraphError, LatmodError
 from latmod.features import graph_features
 from latmod.graph import read_graph, strip_weights
 from latmod.inspection import inspect_graph
+from latmod.predictor import predict
 
 ONNX_DATA = Path(onnx.__file__).parent / "backend" / "test" / "data"
 
@@ -227,3 +231,35 @@ def test_mutated_files_give_a_graph_or_one_line(tmp_path):
         start = time.perf_counter()
         assert "\n" not in outcome(path)
         assert time.perf_counter() - start < 20
+
+
+def test_mutated_files_are_predicted_or_refused_in_one_line(tmp_path):
+    rng = random.Random(8)
+    original = (ONNX_DATA / "light" / "light_resnet50.onnx").read_bytes()
+    path = tmp_path / "mutant.onnx"
+    answered = 0
+    for _ in range(150):
+        path.write_bytes(mutate(original, rng))
+        start = time.perf_counter()
+        try:
+            found = predict(path)
+        except LatmodError as error:
+            assert "\n" not in str(error)
+        else:
+            answered += 1
+            assert all(0 < one.low_ms <= one.latency_ms <= one.high_ms < math.inf for one in found)
+        assert time.perf_counter() - start < 20
+    assert answered
+
+
+def test_reading_noise_takes_bounded_memory(tmp_path):
+    """A file whose lengths promise gigabytes is refused without asking for them."""
+    path = tmp_path / "greedy.onnx"
+    # Field 7 (the graph) says that it has 2 GB, in a file of 20 bytes.
+    path.write_bytes(b"\x08\x08\x3a\xff\xff\xff\xff\x07" + bytes(12))
+    code = (
+        "import resource, sys\nfrom pathlib import Path\nresource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30))\n"
+        "from latmod.errors import GraphError\nfrom latmod.graph import read_graph\n"
+        f"try:\n    read_graph(Path({str(path)!r}))\nexcept GraphError:\n    sys.exit(7)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 7

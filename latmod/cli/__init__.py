@@ -9,7 +9,7 @@ import click
 
 from latmod import __version__
 from latmod.cli.measuring import demo, doctor, measure, runtimes, sweep, table
-from latmod.cli.predicting import fit, inspect, predict, repeat
+from latmod.cli.predicting import evaluate, fit, inspect, predict, repeat
 from latmod.errors import LatmodError
 
 EXIT_INTERRUPTED = 130
@@ -50,5 +50,5 @@ def main(_traceback: bool) -> None:
     """Predict how long a neural network takes to run, per runtime, from its .onnx file."""
 
 
-for _command in (predict, inspect, measure, sweep, table, repeat, fit, runtimes, doctor, demo):
+for _command in (predict, inspect, measure, sweep, table, fit, evaluate, repeat, runtimes, doctor, demo):
     main.add_command(_command)

@@ -10,8 +10,8 @@ _PLAIN_BASELINE = "MACsOnly"
 
 
 def full_text(reports: Sequence[FitReport], transfers: Sequence[TransferRow], style: Format) -> str:
-    """Return every regressor's scores, data set by data set, then how they transfer."""
-    text = ""
+    """Return the short tables, then every regressor's scores, data set by data set, then how they transfer."""
+    text = summary_text(reports, transfers, style)
     for report in reports:
         for key in dict.fromkeys((row.runtime, row.threads) for row in report.rows):
             own = [row for row in report.rows if (row.runtime, row.threads) == key]
@@ -27,9 +27,10 @@ def full_text(reports: Sequence[FitReport], transfers: Sequence[TransferRow], st
     return text
 
 
-def summary_text(reports: Sequence[FitReport], style: Format) -> str:
-    """Return one table: what ships, the study's three on the study's features, and the plainest baseline."""
+def summary_text(reports: Sequence[FitReport], transfers: Sequence[TransferRow], style: Format) -> str:
+    """Return what ships beside the study's three and the plainest baseline, and what ships beyond what it has seen."""
     rows: list[Row] = []
+    moved: list[Row] = []
     for report in reports:
         for chosen in report.chosen:
             own = [row for row in report.rows if (row.runtime, row.threads) == (chosen.runtime, chosen.threads)]
@@ -40,7 +41,31 @@ def summary_text(reports: Sequence[FitReport], style: Format) -> str:
                 shown.append(max(study, key=lambda row: row.r2))
             shown += [row for row in own if row.regressor == _PLAIN_BASELINE]
             rows += [_summary_row(row, ships) for row in shown]
-    return render(rows, style)
+            moved += [
+                _moved_row(row)
+                for row in transfers
+                if row.trained_on.partition(":")[0] == report.dataset
+                and (row.runtime, row.threads) == (chosen.runtime, chosen.threads)
+                and (row.regressor, row.features, row.target) == ships
+            ]
+    text = _heading("what ships, beside the study and a FLOP count", style) + render(rows, style) + "\n"
+    if moved:
+        text += _heading("what ships, beyond what it has seen", style) + render(moved, style) + "\n"
+    return text
+
+
+def _moved_row(row: TransferRow) -> Row:
+    return {
+        "runtime": row.runtime,
+        "fitted on": row.trained_on,
+        "tested on": row.tested_on,
+        "regressor": row.regressor,
+        "r2": f"{row.r2:.4f}",
+        "MAPE": percent(row.mape),
+        "median error": percent(row.median_error),
+        "within 10 %": percent(row.within_10, 0),
+        "90 % interval covers": percent(row.coverage, 0),
+    }
 
 
 def _summary_row(row: FitRow, ships: tuple[str, str, str]) -> Row:

@@ -67,7 +67,7 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
     for text in texts:
         name, _, dims = text.rpartition("=")
         try:
-            shape = tuple(int(dim) for dim in dims.lower().split("x"))
+            shape = tuple(int(dim) for dim in dims.lower().replace(",", "x").split("x"))
         except ValueError:
             shape = ()
         if not name or not shape or min(shape) < 1:

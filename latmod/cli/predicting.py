@@ -1,4 +1,4 @@
-"""The commands that read models and data: predict, inspect, fit, repeat."""
+"""The commands that read models and data: predict, inspect, fit, evaluate, repeat."""
 
 import sys
 from collections.abc import Sequence
@@ -152,7 +152,7 @@ def fit(
         found = [row for report in reports for row in report.rows]
         write_rows([msgspec.to_builtins(row) for row in (*found, *transfers)], style, output)
     elif summary:
-        write(summary_text(reports, Format(style)), output)
+        write(summary_text(reports, transfers, Format(style)), output)
     else:
         write(full_text(reports, transfers, Format(style)), output)
     for path in written:
@@ -176,6 +176,29 @@ def repeat(first: Path, again: Path, style: str, output: str) -> None:
     for row in rows if style in ("table", "md") else []:
         for name in ("median_difference", "within_5", "within_10", "common_scale"):
             row[name] = percent(row[name])
+    write_rows(rows, style, output)
+
+
+@click.command()
+@click.argument("datasets", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DATASET...")
+@click.option("--predictor", "predictors", multiple=True, type=click.Path(path_type=Path), help="File or folder.")
+@runtime_option
+@output_options
+def evaluate(
+    datasets: tuple[Path, ...], predictors: tuple[Path, ...], runtimes: tuple[str, ...], style: str, output: str
+) -> None:
+    """Hold predictions against measured data sets, network by network; without --predictor the shipped ones.
+
+    \b
+    latmod evaluate datasets/checks/resnet-standard
+    """
+    from latmod.dataset import DatasetFolder
+    from latmod.evaluating import evaluate as evaluate_one
+
+    known = _predictors(predictors, runtimes)
+    rows = [msgspec.to_builtins(one) for path in datasets for one in evaluate_one(DatasetFolder(path), known)]
+    for row in rows if style in ("table", "md") else []:
+        row["error"], row["noise"] = percent(row["error"]), percent(row["noise"], 2)
     write_rows(rows, style, output)
 
 

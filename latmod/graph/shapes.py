@@ -133,7 +133,7 @@ def _check_input(value: ValueInfoProto) -> None:
         dims = ",".join(dim.dim_param or str(dim.dim_value or "?") for dim in value.type.tensor_type.shape.dim)
         raise GraphError(
             f"input {value.name!r} has no static shape ({dims or 'unknown rank'}); "
-            f"set it with --shape {value.name}=1,3,224,224"
+            f"set it with --shape {value.name}=1x3x224x224"
         )
 
 

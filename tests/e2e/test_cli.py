@@ -22,7 +22,9 @@ def latmod(*arguments: object, **environment: str) -> subprocess.CompletedProces
     )
 
 
-COMMANDS = ("predict", "inspect", "measure", "sweep", "table", "repeat", "fit", "runtimes", "doctor", "demo")
+COMMANDS = (
+    "predict", "inspect", "measure", "sweep", "table", "fit", "evaluate", "repeat", "runtimes", "doctor", "demo",
+)  # fmt: skip
 
 
 def test_help_lists_every_command() -> None:
@@ -98,6 +100,17 @@ def test_predictions_come_in_every_format(predictors: Path, graph: Path, tmp_pat
     target = tmp_path / "out.csv"
     assert latmod("predict", graph, "--predictor", predictors, "--format", "csv", "-o", target).stdout == ""
     assert target.read_text().startswith("model,runtime")
+
+
+def test_predictions_are_held_against_measurements(predictors: Path, dataset: Path) -> None:
+    found = latmod("evaluate", dataset, "--predictor", predictors, "--format", "json")
+    assert found.returncode == 0, found.stderr
+    rows = json.loads(found.stdout)
+    assert len(rows) == 12
+    assert all(abs(row["error"]) < 0.2 and row["in_domain"] for row in rows)
+    refused = latmod("evaluate", dataset)
+    assert refused.returncode == 1
+    assert "no predictor for fake" in refused.stderr or "that machine" in refused.stderr
 
 
 def test_here_states_the_prediction_for_the_machine_as_it_is(predictors: Path, graph: Path) -> None:
