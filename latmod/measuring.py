@@ -13,6 +13,7 @@ from latmod.errors import LatmodError
 from latmod.graph import strip_weights
 from latmod.runtimes import Model, Settings, find_runtime
 from latmod.sweeping import ask_burst
+from latmod.table import split_half
 from latmod.timing import BurstPlan, Statistic, burst_value, over_rounds
 from latmod.worker import Worker
 from latmod.worker.messages import BurstReply, BurstRequest
@@ -104,8 +105,8 @@ def _result(
         values = tuple(burst_value(reply.burst.samples_ns, statistic) for reply in replies)
         return round(over_rounds(values, statistic) / 1e6, 6)
 
-    minima = [min(reply.burst.samples_ns) for reply in replies]
-    noise = abs(statistics.median(minima[0::2]) / statistics.median(minima[1::2]) - 1.0) if len(minima) > 1 else None
+    minima = [float(min(reply.burst.samples_ns)) for reply in replies]
+    noise = split_half(tuple(minima)) if len(minima) > 1 else None
     return MeasuredLatency(
         model=model,
         runtime=runtime,
