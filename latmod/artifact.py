@@ -17,8 +17,8 @@ from latmod.timing import Reference
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-SCHEMA = 1
-# Schema 1: the first.
+SCHEMA = 2
+# Schema 1: the first. 2: predictors of two levels, told apart by `level`.
 
 MAX_BYTES = 50_000_000
 """A predictor has some 100 KB; this keeps a wrong file from being read into memory."""
@@ -32,8 +32,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
 
     `nominal` is the state of the machine that the latencies are stated for, and `drift_weights` say how strongly they
     follow its parts (latmod.drift). `quantiles` are those of |log(measured / predicted)| for models inside, near and
-    far from the domain; `scores` are the cross-seed means of `fit`; `features` are the columns of the input, float32,
-    in this order.
+    far from the domain; `scores` are means over models that the regressor had not seen.
     """
 
     schema: int
@@ -50,26 +49,60 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     machine: str
     nominal: Reference | None
     drift_weights: tuple[float, float, float]
-    features: tuple[str, ...]
-    domain: Domain
     models: int
-    regressor: str
-    feature_set: str
-    target: str
-    params: dict[str, str | int | float | bool | None]
-    regressor_seed: int
-    chosen_by: str
     scores: dict[str, float | None]
     noise_floor: float | None
     coverage: float
     quantiles: tuple[float, float, float]
 
 
+class GraphCard(Card, frozen=True, kw_only=True, tag_field="level", tag="graph"):
+    """Describe a predictor of the graph level: one map from the features of a graph to its latency.
+
+    `features` are the columns of the input, float32, in this order.
+    """
+
+    features: tuple[str, ...]
+    domain: Domain
+    regressor: str
+    feature_set: str
+    target: str
+    params: dict[str, str | int | float | bool | None]
+    regressor_seed: int
+    chosen_by: str
+
+
+class KernelCard(Card, frozen=True, kw_only=True, tag_field="level", tag="kernel"):
+    """Describe a predictor of the kernel level: a sum over kernels.
+
+    `isa` is the instruction set that decides what the kernels are; `kinds` and `rates` are the physics (ns per unit of
+    the quantities named in `physical`), `scales`, `call_ns` and `run_ns` the calibration to whole networks; `ranges`
+    are what was seen of each kind. The file's graph holds the residual's trees over the columns named in `seen`.
+    """
+
+    isa: tuple[str, ...]
+    families: tuple[str, ...]
+    kernels: int
+    physical: tuple[str, ...]
+    kinds: tuple[str, ...]
+    rates: tuple[tuple[float, ...], ...]
+    scales: tuple[float, ...]
+    call_ns: float
+    run_ns: float
+    groups: tuple[bool, ...]
+    """Which groups of kernels have a residual."""
+    seen: tuple[str, ...]
+    ranges: dict[str, tuple[tuple[float, float], ...]]
+
+
+AnyCard = GraphCard | KernelCard
+
+
 class _Schema(msgspec.Struct):
     schema: int
 
 
-def pack(model: "ModelProto", card: Card) -> bytes:
+def pack(model: "ModelProto", card: AnyCard) -> bytes:
     """Return the file: the graph, the card, and the checksum over all of it with the checksum's own digits as zeros."""
     from onnx import helper
 
@@ -80,7 +113,7 @@ def pack(model: "ModelProto", card: Card) -> bytes:
     return before + digest + after
 
 
-def unpack(content: bytes, name: str) -> Card:
+def unpack(content: bytes, name: str) -> AnyCard:
     """Check a file's content and return its card; `name` is for messages.
 
     Raises `PredictorError` when it is no ONNX file, not one of ours, of another schema, or changed since it was
@@ -106,12 +139,13 @@ def unpack(content: bytes, name: str) -> Card:
     if hashlib.sha256(before + _EMPTY_SHA256 + after).hexdigest().encode() != digest:
         raise PredictorError(f"{name}: changed since it was written (checksum differs); get it again or refit")
     try:
-        return msgspec.json.decode(props[CARD_KEY], type=Card)
+        card: AnyCard = msgspec.json.decode(props[CARD_KEY], type=AnyCard)
+        return card
     except msgspec.MsgspecError as error:
         raise PredictorError(f"{name}: unreadable card ({error}); make it again with `latmod fit`") from None
 
 
-def read_artifact(path: Path) -> tuple[bytes, Card]:
+def read_artifact(path: Path) -> tuple[bytes, AnyCard]:
     """Return the content and the card of a predictor file; raise `PredictorError` where it is none."""
     try:
         size = path.stat().st_size

@@ -1,14 +1,16 @@
 """Keep a data set on disk: a card, one line per burst, and the weight-free graphs.
 
 The folder holds `dataset.json` (the card), `measurements.jsonl` (append-only, flushed to disk burst by burst),
-`graphs/MODEL.onnx`, and `table.csv`, which `latmod table` derives from the rest.
+`kernels.jsonl` (the same for per-kernel times, where they were asked for), `graphs/MODEL.onnx`, and `table.csv`, which
+`latmod table` derives from the rest.
 """
 
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -16,11 +18,14 @@ from latmod.errors import DatasetError
 from latmod.machine import Disturbance, Machine
 from latmod.timing import Reference, Statistic, median_reference, over_rounds
 
+R = TypeVar("R")
+
 SCHEMA = 1
 # Schema 1: the first.
 
 CARD_FILE = "dataset.json"
 MEASUREMENTS_FILE = "measurements.jsonl"
+KERNELS_FILE = "kernels.jsonl"
 GRAPHS_FOLDER = "graphs"
 TABLE_FILE = "table.csv"
 
@@ -61,6 +66,8 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True):
     input_count: int = 4
     images: str = ""
     """A folder of photographs, empty for those that ship with latmod."""
+    kernel_rounds: int = 0
+    """In so many of the rounds, each burst is followed by one in which the engine tells per-kernel times."""
     seeds: Seeds = Seeds()
 
 
@@ -111,6 +118,38 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Largest absolute value, mean, and the first values of the first output, for the parity check."""
     wall_ns: int = 0
     """What the burst took with everything around it, as the sweep saw it."""
+
+
+class KernelTime(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Hold what one kernel took: the operator as the engine names it, shapes, and the value that it writes, if known.
+
+    `ns` is the mean over the fastest third of the runs, by their totals; `count` is how many kernels of this operator
+    and these shapes share it.
+    """
+
+    op: str
+    inputs: tuple[tuple[int, ...], ...]
+    outputs: tuple[tuple[int, ...], ...]
+    value: str
+    count: int
+    ns: int
+
+
+class KernelMeasurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Hold one burst of one model in one runtime in which per-kernel times were told, or why there is none."""
+
+    v: int = SCHEMA
+    model: str
+    runtime: str
+    round: int
+    status: str
+    """`ok` or `failed`."""
+    reason: str = ""
+    started: str = ""
+    before: Reference | None = None
+    after: Reference | None = None
+    kernels: tuple[KernelTime, ...] = ()
+    wall_ns: int = 0
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
@@ -178,26 +217,15 @@ class DatasetFolder:
 
     def read_measurements(self) -> list[Measurement]:
         """Return all bursts in the order they were stored; a torn last line is passed over."""
-        path = self.path / MEASUREMENTS_FILE
-        if not path.exists():
-            return []
-        lines = path.read_bytes().split(b"\n")
-        if lines[-1]:
-            lines.pop()
-        decoder = msgspec.json.Decoder(Measurement)
-        found = []
-        for number, line in enumerate(lines, start=1):
-            if not line:
-                continue
-            try:
-                found.append(decoder.decode(line))
-            except msgspec.MsgspecError as error:
-                raise DatasetError(f"{path}, line {number}: {error}; restore the file or remove the line") from error
-        return found
+        return _read_lines(self.path / MEASUREMENTS_FILE, Measurement)
+
+    def read_kernels(self) -> list[KernelMeasurement]:
+        """Return all bursts with per-kernel times in the order they were stored; none where they were not asked for."""
+        return _read_lines(self.path / KERNELS_FILE, KernelMeasurement)
 
     @contextmanager
-    def writing(self) -> Iterator["MeasurementLog"]:
-        """Hold the folder's lock and its log; raise DatasetError where another sweep holds it or writing fails."""
+    def writing(self) -> Iterator["Logs"]:
+        """Hold the folder's lock and its logs; raise DatasetError where another sweep holds it or writing fails."""
         try:
             (self.path / GRAPHS_FOLDER).mkdir(parents=True, exist_ok=True)
             lock = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
@@ -210,17 +238,15 @@ class DatasetFolder:
                 raise DatasetError(
                     f"{self.path}: another sweep is writing here; wait for it or choose another --out"
                 ) from None
-            log = MeasurementLog(self.path / MEASUREMENTS_FILE)
-            try:
-                yield log
-            finally:
-                log.close()
+            with ExitStack() as stack:
+                bursts = stack.enter_context(closing(Log(self.path / MEASUREMENTS_FILE)))
+                yield Logs(bursts, self.path / KERNELS_FILE, stack)
         finally:
             os.close(lock)
 
 
-class MeasurementLog:
-    """Append bursts to the log, each on disk before `append` returns."""
+class Log:
+    """Append records to a file, each on disk before `append` returns."""
 
     def __init__(self, path: Path) -> None:
         """Open the log and cut off a last line that a kill has torn."""
@@ -232,9 +258,9 @@ class MeasurementLog:
         except OSError as error:
             raise DatasetError(f"{path}: {error.strerror}") from error
 
-    def append(self, measurement: Measurement) -> None:
+    def append(self, record: msgspec.Struct) -> None:
         """Write one line and flush it to disk, whole or not at all; raise DatasetError where that fails."""
-        line = msgspec.json.encode(measurement) + b"\n"
+        line = msgspec.json.encode(record) + b"\n"
         try:
             written = os.pwrite(self._file, line, self._end)
             if written < len(line):
@@ -250,6 +276,26 @@ class MeasurementLog:
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
+
+
+class Logs:
+    """Append bursts to the log of measurements, and those with per-kernel times to a log that begins with the first."""
+
+    def __init__(self, bursts: Log, kernels_path: Path, stack: ExitStack) -> None:
+        """Write to an open log, and to another that is opened when it is needed and closed with `stack`."""
+        self._bursts = bursts
+        self._kernels_path = kernels_path
+        self._kernels: Log | None = None
+        self._stack = stack
+
+    def append(self, record: Measurement | KernelMeasurement) -> None:
+        """Append a record to its log."""
+        if isinstance(record, Measurement):
+            self._bursts.append(record)
+            return
+        if self._kernels is None:
+            self._kernels = self._stack.enter_context(closing(Log(self._kernels_path)))
+        self._kernels.append(record)
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -281,6 +327,25 @@ def nominal_reference(measurements: list[Measurement]) -> Reference:
     if not references:
         raise DatasetError("no finished burst with reference loads: the machine's nominal state is unknown")
     return median_reference(references)
+
+
+def _read_lines(path: Path, kind: type[R]) -> list[R]:
+    """Return the records of a log in the order they were stored; a torn last line is passed over."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    if lines[-1]:
+        lines.pop()
+    decoder = msgspec.json.Decoder(kind)
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            found.append(decoder.decode(line))
+        except msgspec.MsgspecError as error:
+            raise DatasetError(f"{path}, line {number}: {error}; restore the file or remove the line") from error
+    return found
 
 
 class _SchemaOnly(msgspec.Struct):

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from latmod.dataset import Measurement, final_bursts
+from latmod.dataset import KernelMeasurement, Measurement, final_bursts
 from latmod.timing import Reference, Statistic, burst_value
 
 PARTS = ("conv_ns", "copy_ns", "dispatch_ns")
@@ -40,7 +40,7 @@ def log_state(state: Reference, nominal: Reference) -> NDArray[np.float64]:
     return np.array([math.log(getattr(state, part) / getattr(nominal, part)) for part in PARTS])
 
 
-def state_of(measurement: Measurement) -> Reference:
+def state_of(measurement: Measurement | KernelMeasurement) -> Reference:
     """Return the state around a burst: the geometric mean of the references before and after."""
     before, after = measurement.before, measurement.after
     assert before is not None

@@ -1,20 +1,36 @@
-"""Hold predictions against a data set that was measured: network by network."""
+"""Hold predictions against a data set that was measured: network by network, and all together."""
 
+import itertools
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 
-from latmod.dataset import DatasetFolder
+from latmod.dataset import DatasetFolder, Observation
+from latmod.drift import Correction
 from latmod.errors import MachineError, PredictorError
-from latmod.predictor import Predictor, Query, choose_each
-from latmod.table import observations, split_half
+from latmod.graph import read_graph
+from latmod.predictor import GraphPredictor, KernelPredictor, Predictor, ask, choose_each
+from latmod.regressors import BASELINES, candidates
+from latmod.scores import score, split_half
+from latmod.study import calibrate, fit_table, make_table
+from latmod.table import observations
+
+LEVELS = ("best", "graph", "kernel")
+CLOSE, APART = 2.0, 1.1
+"""Two networks are a pair to order where their MACs are within the first factor, their latencies beyond the second."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold what was predicted and what was measured of one model in one runtime; `error` is a fraction of the truth."""
+    """Hold what was predicted and what was measured of one model in one runtime; `error` is a fraction of the truth.
+
+    `level` is `best` (what `latmod predict` answers), `graph`, `kernel`, or the name of a baseline.
+    """
 
     model: str
+    family: str
     runtime: str
+    level: str
     predicted_ms: float
     low_ms: float
     high_ms: float
@@ -22,38 +38,163 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     error: float
     in_domain: bool
     noise: float
+    macs: float
 
 
-def evaluate(folder: DatasetFolder, predictors: Sequence[Predictor]) -> list[Verdict]:
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold the scores of one level in one runtime over a family, or over all; fractions, not per cent.
+
+    `order` is the share of pairs of networks, alike in MACs and apart in latency, whose order is predicted right.
+    """
+
+    runtime: str
+    level: str
+    family: str
+    models: int
+    mape: float
+    median_error: float
+    within_5: float
+    within_10: float
+    r2: float
+    r2_log: float
+    spearman: float
+    coverage: float
+    width: float
+    order: float
+    pairs: int
+    noise_floor: float
+
+
+def evaluate(folder: DatasetFolder, predictors: Sequence[Predictor], level: str = "best") -> list[Verdict]:
     """Predict every model of a data set, in the runtimes that predictors are at hand for.
 
-    The truth is stated for the nominal state that the predictors are stated for. Raises MachineError where none of the
-    predictors is for the machine of the data set, PredictorError where none is for its runtimes and threads.
+    The truth is stated for the nominal state that the predictors are stated for, by their drift weights. Raises
+    MachineError where none of the predictors is for the machine of the data set, PredictorError where none is for its
+    runtimes and threads, or of the level asked for.
     """
     card = folder.read_card()
     own = [one for one in predictors if one.card.machine_id == card.machine.id]
     if not own:
         raise MachineError(f"{folder.path}: measured on {card.machine.label}; no predictor at hand is for that machine")
     threads = card.protocol.threads
-    usable = [one for one in own if one.card.runtime in card.runtimes and one.card.threads == threads]
+    kinds = {"graph": GraphPredictor, "kernel": KernelPredictor}.get(level, Predictor)
+    usable = [
+        one
+        for one in own
+        if one.card.runtime in card.runtimes and one.card.threads == threads and isinstance(one, kinds)
+    ]
     if not usable:
-        raise PredictorError(f"{folder.path}: no predictor for {', '.join(card.runtimes)} with {threads} threads")
+        what = "predictor" if level == "best" else f"predictor of the {level} level"
+        raise PredictorError(f"{folder.path}: no {what} for {', '.join(card.runtimes)} with {threads} threads")
     found = []
-    for one in observations(folder, nominal=usable[0].card.nominal):
-        for predictor in choose_each([p for p in usable if p.card.runtime == one.runtime], one.features):
-            answer = predictor.predict_all([Query(features=one.features, model=one.model)])[0]
-            measured_ms = one.latency_ns() / 1e6
+    for one in observations(folder, _corrections(usable)):
+        query = ask(read_graph(folder.graph_path(one.model)), one.model)
+        for predictor in choose_each([p for p in usable if p.card.runtime == one.runtime], query):
+            answer = predictor.predict_all([query])[0]
             found.append(
-                Verdict(
-                    model=one.model,
-                    runtime=one.runtime,
-                    predicted_ms=answer.latency_ms,
-                    low_ms=answer.low_ms,
-                    high_ms=answer.high_ms,
-                    measured_ms=measured_ms,
-                    error=answer.latency_ms / measured_ms - 1.0,
-                    in_domain=answer.in_domain,
-                    noise=split_half(one.round_ns["min"]),
-                )
+                _verdict(one, level, answer.latency_ms, answer.low_ms, answer.high_ms, in_domain=answer.in_domain)
             )
     return found
+
+
+def evaluate_baselines(
+    folder: DatasetFolder, training: Sequence[DatasetFolder], predictors: Sequence[Predictor], seed: int = 0
+) -> list[Verdict]:
+    """Predict every model of a data set by baselines that are fitted to others: MACs alone, and two over totals.
+
+    Raises MachineError where the data sets come from different machines.
+    """
+    card = folder.read_card()
+    if any(other.read_card().machine.id != card.machine.id for other in training):
+        raise MachineError(f"{folder.path}: the data sets to fit baselines to come from another machine")
+    correct = _corrections([one for one in predictors if one.card.machine_id == card.machine.id]) or None
+    tested = observations(folder, correct)
+    known = [one for other in training for one in observations(other, correct)]
+    found = []
+    for runtime in card.runtimes:
+        seen, own = ([one for one in side if one.runtime == runtime] for side in (known, tested))
+        if not seen or not own:
+            continue
+        names = tuple(seen[0].features)
+        table = make_table(
+            [o.features for o in seen], [o.family for o in seen], [o.latency_ns() / 1e6 for o in seen], names
+        )
+        for candidate in candidates():
+            if candidate.regressor not in BASELINES:
+                continue
+            x = make_table([o.features for o in own], [o.family for o in own], [1.0] * len(own), names).x
+            predicted = fit_table(candidate, candidate.grid[0], table, seed).predict(x)
+            factor = float(np.exp(calibrate(candidate, candidate.grid[0], table, seed).quantiles[0]))
+            found += [
+                _verdict(one, candidate.regressor, float(ms), float(ms / factor), float(ms * factor), in_domain=True)
+                for one, ms in zip(own, predicted, strict=True)
+            ]
+    return found
+
+
+def summarise(verdicts: Sequence[Verdict]) -> list[Summary]:
+    """Score verdicts: for each runtime and level all families together, then each by itself where there are several."""
+    rows = []
+    for runtime, level in sorted({(one.runtime, one.level) for one in verdicts}):
+        own = [one for one in verdicts if (one.runtime, one.level) == (runtime, level)]
+        families = sorted({one.family for one in own})
+        rows.append(_summary("all", own))
+        if len(families) > 1:
+            rows += [_summary(family, [one for one in own if one.family == family]) for family in families]
+    return rows
+
+
+def _summary(family: str, own: Sequence[Verdict]) -> Summary:
+    truth, predicted, low, high = (
+        np.array([getattr(one, name) for one in own]) for name in ("measured_ms", "predicted_ms", "low_ms", "high_ms")
+    )
+    found = msgspec.structs.asdict(score(truth, predicted, low, high))
+    right, pairs = _order(own)
+    return Summary(
+        runtime=own[0].runtime,
+        level=own[0].level,
+        family=family,
+        order=right / pairs if pairs else float("nan"),
+        pairs=pairs,
+        noise_floor=float(np.median([one.noise for one in own])),
+        **found,
+    )
+
+
+def _order(own: Sequence[Verdict]) -> tuple[int, int]:
+    """Return how many pairs are predicted in the right order, and how many there are."""
+    right = pairs = 0
+    for a, b in itertools.combinations(own, 2):
+        alike = max(a.macs, b.macs) <= CLOSE * min(a.macs, b.macs)
+        if alike and max(a.measured_ms, b.measured_ms) > APART * min(a.measured_ms, b.measured_ms):
+            pairs += 1
+            right += (a.predicted_ms < b.predicted_ms) == (a.measured_ms < b.measured_ms)
+    return right, pairs
+
+
+def _verdict(
+    one: Observation, level: str, predicted_ms: float, low_ms: float, high_ms: float, *, in_domain: bool
+) -> Verdict:
+    measured_ms = one.latency_ns() / 1e6
+    return Verdict(
+        model=one.model,
+        family=one.family,
+        runtime=one.runtime,
+        level=level,
+        predicted_ms=predicted_ms,
+        low_ms=low_ms,
+        high_ms=high_ms,
+        measured_ms=measured_ms,
+        error=predicted_ms / measured_ms - 1.0,
+        in_domain=in_domain,
+        noise=split_half(one.round_ns["min"]),
+        macs=one.features["macs"],
+    )
+
+
+def _corrections(predictors: Sequence[Predictor]) -> dict[str, Correction]:
+    return {
+        one.card.runtime: Correction(runtime=one.card.runtime, nominal=one.card.nominal, weights=one.card.drift_weights)
+        for one in predictors
+        if one.card.nominal is not None
+    }

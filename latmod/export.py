@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from latmod.dataset import replace_file
 from latmod.families import Family
 from latmod.graph import strip_weights, tidy_export
 
@@ -18,9 +19,13 @@ OPSET = 17
 
 def export_spec(family: Family, spec: msgspec.Struct, path: Path) -> None:
     """Write the weight-free graph of a spec to `path`, whole or not at all. Raises SpecError for another family's."""
+    source = family.source(spec)
+    if source is not None:
+        replace_file(path, strip_weights(source))
+        return
     import torch
 
-    with torch.device("meta"):
+    with torch.device("meta" if family.on_meta else "cpu"):
         module = family.build(spec)
     export_model(module, family.input_shape(spec), path, trace_shape=family.trace_shape(spec))
 
@@ -95,7 +100,9 @@ def _with_weights_as_inputs(module: "nn.Module") -> tuple["nn.Module", dict[str,
                     slots.append((table, key))
                     name = f"{prefix}.{key}" if prefix else key
                     weights[name] = torch.zeros((), dtype=value.dtype).expand(value.shape)
-                table[key] = None
+                    table[key] = None
+                elif value is not None and value.is_meta:
+                    table[key] = None
 
     class WeightsAsInputs(torch.nn.Module):
         def __init__(self) -> None:

@@ -13,8 +13,10 @@ from latmod.cost import VIEWS, Cost, cost
 from latmod.graph import Graph, Node, Tensor, canonical
 from latmod.residual import ResidualShape, residual_shape
 
-# 512 KiB: a common size of the second-level cache per core on x86 servers (256 KiB to 2 MiB).
-_L2_BYTES = 512 * 1024
+# Where tensors begin to be read from farther away: 512 KiB and 1 MiB are common second-level caches per core of x86
+# servers, 32 MiB a common third-level cache, and 4 MiB what of it a single core has in practice.
+_WEIGHTS_BEYOND = {"weight_bytes_over_l2": 2**19, "weight_bytes_over_4m": 2**22, "weight_bytes_over_l3": 2**25}
+_ACTIVATIONS_BEYOND = {"activation_bytes_over_l2": 2**20, "activation_bytes_over_4m": 2**22}
 # onnxruntime's blocked convolutions hold 16 channels with AVX-512 and 8 without (MlasNchwcGetBlockSize).
 _WIDE_BLOCK, _NARROW_BLOCK = 16, 8
 # onnxruntime leaves its blocked layout where the input channels of a convolution are no multiple of this
@@ -137,6 +139,10 @@ _TOTALS = {
     "max_activation_bytes": "bytes of activations that the largest node reads and writes",
     "max_weight_bytes": "bytes of the largest node's weights",
     "weight_bytes_over_l2": "sum over convolutions of the weight bytes beyond 512 KiB",
+    "weight_bytes_over_4m": "sum over convolutions of the weight bytes beyond 4 MiB",
+    "weight_bytes_over_l3": "sum over convolutions of the weight bytes beyond 32 MiB",
+    "activation_bytes_over_l2": "sum over convolutions of the activation bytes beyond 1 MiB",
+    "activation_bytes_over_4m": "sum over convolutions of the activation bytes beyond 4 MiB",
     "depth": "convolutions and matrix products on the longest path",
     "nodes": "nodes, without views and what is known at load time",
     "unknown_nodes": "nodes of operators without a cost formula",
@@ -205,7 +211,10 @@ def _add_node(totals: dict[str, int], node: Node, spent: Cost, graph: Graph, are
     conv = _conv(node, spent, graph, area) if kind == "conv" and spent.known else None
     if conv is None:
         return
-    totals["weight_bytes_over_l2"] += max(0, spent.bytes_weights - _L2_BYTES)
+    for name, bound in _WEIGHTS_BEYOND.items():
+        totals[name] += max(0, spent.bytes_weights - bound)
+    for name, bound in _ACTIVATIONS_BEYOND.items():
+        totals[name] += max(0, spent.bytes_activations - bound)
     if conv.plain:
         totals["macs_padded8"] += _padded_macs(conv, 8)
         totals["macs_padded16"] += _padded_macs(conv, 16)

@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 
 from latmod import __version__
-from latmod.artifact import SCHEMA, Card, pack
+from latmod.artifact import SCHEMA, AnyCard, GraphCard, pack
 from latmod.dataset import Observation
 from latmod.regressors import Candidate, Params, describe
 from latmod.study import COVERAGE, Calibration, CrossSeed, Table, fit_table
@@ -122,7 +122,7 @@ class Winner(msgspec.Struct, frozen=True, kw_only=True):
 class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     """Hold a predictor file before it is written."""
 
-    card: Card
+    card: AnyCard
     content: bytes
 
     @property
@@ -190,7 +190,7 @@ def make_artifact(
     """Fit the chosen regressor to all models of a group and return the predictor file."""
     row = fit_row(origin.dataset, g, found)
     first = g.observations[0]
-    card = Card(
+    card = GraphCard(
         schema=SCHEMA,
         latmod=__version__,
         dataset=origin.dataset,

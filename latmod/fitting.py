@@ -1,16 +1,17 @@
 """Fit predictors to observations: compare regressors by the study's procedure, choose one, write the artifact."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from latmod.dataset import Card, DatasetFolder, Observation, nominal_reference, statistic_key
-from latmod.drift import fit_correction
+from latmod.dataset import Card, DatasetFolder, Observation, replace_file, statistic_key
+from latmod.drift import Correction
 from latmod.errors import DatasetError, MachineError, PredictorError
+from latmod.families import FAMILIES
 from latmod.findings import (
     Artifact,
     FitReport,
@@ -25,8 +26,8 @@ from latmod.findings import (
 from latmod.regressors import Candidate, candidates
 from latmod.scores import noise_floor
 from latmod.study import Calibration, CrossSeed, Table, calibrate, cross_seed, make_table, run_all, score_transfer
-from latmod.table import observations
-from latmod.timing import Reference, Statistic
+from latmod.table import corrections, observations
+from latmod.timing import Statistic
 
 MIN_MODELS = 8
 """Below this, five folds and a quarter for testing leave nothing to fit."""
@@ -51,12 +52,13 @@ def fit(
     found = []
     for folder, card in zip(folders, cards, strict=True):
         nominal = cards[0].nominal if card.machine.id == cards[0].machine.id else card.nominal
+        known = corrections(folder, nominal)
         kept = [
             one
-            for one in observations(folder, nominal=nominal)
+            for one in observations(folder, known)
             if one.parity == "ok" and (not runtimes or one.runtime in runtimes)
         ]
-        found.append((_origin(folder, card, nominal), kept))
+        found.append((_origin(card, known), kept))
     reports = [
         fit_observations(
             kept,
@@ -78,16 +80,34 @@ def fit(
     return reports, transfers
 
 
-def _origin(folder: DatasetFolder, card: Card, nominal: Reference | None) -> Origin:
-    measurements = folder.read_measurements()
-    state = nominal or nominal_reference(measurements)
+def by_level(
+    folders: Sequence[DatasetFolder], level: str, *, named: bool
+) -> tuple[list[DatasetFolder], list[DatasetFolder]]:
+    """Return the data sets to fit features of graphs to, and those to fit sums over kernels to.
+
+    With `auto` a data set with per-kernel times goes to the kernels, and published networks, unless they are `named`,
+    to neither: they are there to test on.
+    """
+    if level != "auto":
+        return (list(folders), []) if level == "graph" else ([], list(folders))
+    graph_sets: list[DatasetFolder] = []
+    kernel_sets: list[DatasetFolder] = []
+    for folder in folders:
+        published = any(FAMILIES[model.family].published for model in folder.read_card().models)
+        if published and not named:
+            continue
+        (kernel_sets if folder.read_kernels() else graph_sets).append(folder)
+    return graph_sets, kernel_sets
+
+
+def _origin(card: Card, known: Mapping[str, Correction]) -> Origin:
     return Origin(
         dataset=card.name,
         space=msgspec.json.encode(card.spaces).decode(),
         machine=card.machine.label,
         settings=card.settings,
-        nominal=state,
-        drift_weights={name: fit_correction(name, measurements, state).weights for name in card.runtimes},
+        nominal=next(iter(known.values())).nominal,
+        drift_weights={name: correction.weights for name, correction in known.items()},
     )
 
 
@@ -172,15 +192,11 @@ def fit_transfer(
 def write_artifact(artifact: Artifact, folder: Path) -> Path:
     """Write one predictor file into a folder and return its path; it is whole or not there at all."""
     path = folder / artifact.file_name
-    partial_path = path.with_suffix(".partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial_path.write_bytes(artifact.content)
-        partial_path.replace(path)
     except OSError as error:
-        raise PredictorError(
-            f"{path}: cannot be written ({error.strerror}); choose another folder with --out"
-        ) from None
+        raise DatasetError(f"{folder}: {error.strerror}; choose another folder with --out") from None
+    replace_file(path, artifact.content)
     return path
 
 

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import msgspec
 
-from latmod.errors import LatmodError
 from latmod.graph import strip_weights
 from latmod.runtimes import Model, Settings, find_runtime
+from latmod.scores import split_half
 from latmod.sweeping import ask_burst
-from latmod.table import split_half
 from latmod.timing import BurstPlan, Statistic, burst_value, over_rounds
 from latmod.worker import Worker
 from latmod.worker.messages import BurstReply, BurstRequest
@@ -120,9 +119,3 @@ def _result(
         inputs=replies[0].inputs,
         samples=sum(len(reply.burst.samples_ns) for reply in replies),
     )
-
-
-def check_measured(results: Sequence[MeasuredLatency]) -> None:
-    """Raise LatmodError where nothing at all could be measured."""
-    if results and not any(one.latency_ms for one in results):
-        raise LatmodError("nothing could be measured: " + results[0].status)

@@ -37,26 +37,41 @@ def default_memory_bytes(machine: Machine) -> int:
 
 
 def find_spaces(names: Sequence[str]) -> list[Path]:
-    """Return the files of spaces given as paths or as names of bundled ones; raise SpecError where there is none."""
+    """Return the files of spaces given as files, folders of files, or names of bundled ones.
+
+    Raises SpecError where there is none.
+    """
     bundled = bundled_spaces()
     found = []
     for name in names:
         path = Path(name)
-        if not path.is_file():
+        if not path.exists():
             if name not in bundled:
                 raise SpecError(f"{name}: no such file; bundled spaces are {', '.join(sorted(bundled))}")
             path = bundled[name]
-        found.append(path)
+        found += _space_files(path)
     return found
 
 
+def _space_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted(path.glob("*.toml"))
+    if not files:
+        raise SpecError(f"{path}: no .toml file in this folder")
+    return files
+
+
 def bundled_spaces() -> dict[str, Path]:
-    """Return the spaces that come with latmod, by name: from the package, or from `specs/` of a source checkout."""
+    """Return the spaces that come with latmod, by name: from the package, or from `specs/` of a source checkout.
+
+    A folder of spaces is one of them, by the folder's name.
+    """
     package = Path(__file__).parent
     folder = package / "spaces"
     if not folder.is_dir():
         folder = package.parent / "specs"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.is_dir() or path.suffix == ".toml"}
 
 
 def plan_sweep(
@@ -106,7 +121,7 @@ def estimate(card: Card) -> Estimate:
         latency = model.macs / MACS_PER_SECOND
         samples = max(protocol.burst_seconds, protocol.min_samples * latency)
         seconds += _OPEN_SECONDS + 1.3 * samples + latency
-    repeats = len(card.runtimes) * protocol.rounds
+    repeats = len(card.runtimes) * (protocol.rounds + protocol.kernel_rounds)
     return Estimate(
         models=len(card.planned),
         skipped=len(card.models) - len(card.planned),

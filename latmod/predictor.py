@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from latmod.artifact import Card, read_artifact
+from latmod.additive import SEEN, Additive, Rates
+from latmod.artifact import AnyCard, GraphCard, KernelCard, read_artifact
 from latmod.columns import Floats, feature_matrix
+from latmod.coverage import Unseen, share_group, unseen
 from latmod.domain import FAR, TOLERANCE, spread
 from latmod.drift import Correction
 from latmod.errors import PredictorError
 from latmod.features import graph_features
 from latmod.graph import Graph, read_graph
 from latmod.inspection import inspect_graph
+from latmod.kernels import Kernel, kernels
+from latmod.kernels.columns import PHYSICAL, Columns
 from latmod.residual import NotResidual
 from latmod.timing import Reference
 
@@ -26,6 +30,10 @@ if TYPE_CHECKING:
 MAX_UNKNOWN_SHARE = 0.05
 """Unknown operators above this share of the bytes moved make an answer out of domain: 5 % is what the regressors err
 by."""
+
+
+MAX_UNSEEN_SHARE = 0.1
+"""Kernels outside what was measured above this share of the time make an answer out of domain."""
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,25 +49,42 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     unknown_share: float
     machine: str
     level: str
+    threads: int = 1
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for one model: its features, and what is known of it beyond them.
+    """Ask for one model: its features, its graph where there is one, and what is known of it beyond them.
 
     `unknown_share` is the share of its cost that lies in unknown operators, 0 to 1; `reasons` are sentences why it is
     out of domain that the features do not show.
     """
 
     features: Mapping[str, float]
+    graph: Graph | None = None
     model: str = ""
     unknown_share: float = 0.0
     reasons: tuple[str, ...] = ()
 
 
+class Standing(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """Rank how fit a predictor is for a model, the smaller the fitter.
+
+    `tier` is 0 where the model lies inside what the predictor has seen, else 1 (a sum over kernels) or 2 (a map from
+    features); then the narrower interval, or the smaller distance, decides, then the wider domain, then the name.
+    """
+
+    tier: int
+    distance: float
+    narrowness: float
+    name: str
+
+
 class Predictor:
     """Answer for one runtime on one machine under one setting, all told by `card`."""
 
-    def __init__(self, content: bytes, card: Card, name: str) -> None:
+    card: AnyCard
+
+    def __init__(self, content: bytes, card: AnyCard, name: str) -> None:
         """Hold a checked artifact; the session is made when the first answer is wanted."""
         self.card = card
         self.name = name
@@ -74,7 +99,7 @@ class Predictor:
         reasons: tuple[str, ...] = (),
         state: Reference | None = None,
     ) -> Prediction:
-        """Predict one model; see `Query` and `predict_all`."""
+        """Predict one model from its features; see `Query` and `predict_all`."""
         query = Query(features=features, model=model, unknown_share=unknown_share, reasons=reasons)
         return self.predict_all([query], state=state)[0]
 
@@ -84,22 +109,11 @@ class Predictor:
         `state`, a reference load, states the answers for that state of the machine instead of its nominal one. Raises
         `PredictorError` when the map gives no positive number, or when there is no nominal state to compare with.
         """
-        if not queries:
-            return []
-        latencies = self.latency_ms([query.features for query in queries]) * self._drift(state)
-        return [self._answer(query, float(latency)) for query, latency in zip(queries, latencies, strict=True)]
+        raise NotImplementedError
 
-    def latency_ms(self, rows: Sequence[Mapping[str, float]]) -> Floats:
-        """Return the bare latencies in ms, [N]."""
-        matrix = feature_matrix(rows, self.card.features)
-        latency = np.asarray(self._session.run(["latency_ms"], {"features": matrix})[0], dtype=np.float64)[:, 0]
-        if not np.all(np.isfinite(latency) & (latency > 0.0)):
-            raise PredictorError(f"{self.name}: gives no positive latency for these features; refit it")
-        return latency
-
-    def distance(self, features: Mapping[str, float]) -> float:
-        """Return how far a model lies outside the domain (log2; 0 inside)."""
-        return self.card.domain.distance(features)
+    def standing(self, query: Query) -> Standing:
+        """Return how fit this predictor is for a model."""
+        raise NotImplementedError
 
     def _drift(self, state: Reference | None) -> float:
         """Return by how much this runtime is slower in a state than in the nominal one."""
@@ -110,12 +124,9 @@ class Predictor:
         own = Correction(runtime=self.card.runtime, nominal=self.card.nominal, weights=self.card.drift_weights)
         return 1.0 / own.factor(state)
 
-    def _answer(self, query: Query, latency_ms: float) -> Prediction:
-        reasons = self.card.domain.reasons(query.features) + query.reasons
-        if query.unknown_share > MAX_UNKNOWN_SHARE:
-            reasons += (f"unknown operators make up {query.unknown_share:.0%} of its cost",)
-        doubtful = bool(query.reasons) or query.unknown_share > MAX_UNKNOWN_SHARE
-        factor = spread(self.card.quantiles, max(self.distance(query.features), FAR if doubtful else 0.0))
+    def _prediction(
+        self, query: Query, latency_ms: float, factor: float, *, reasons: tuple[str, ...], unknown_share: float
+    ) -> Prediction:
         return Prediction(
             model=query.model,
             runtime=self.card.runtime,
@@ -124,9 +135,10 @@ class Predictor:
             high_ms=latency_ms * factor,
             in_domain=not reasons,
             reasons=reasons,
-            unknown_share=query.unknown_share,
+            unknown_share=unknown_share,
             machine=self.card.machine,
-            level="graph",
+            level="kernel" if isinstance(self.card, KernelCard) else "graph",
+            threads=self.card.threads,
         )
 
     @cached_property
@@ -144,10 +156,139 @@ class Predictor:
             raise PredictorError(f"{self.name}: onnxruntime cannot load it ({str(error).splitlines()[0]})") from error
 
 
+class GraphPredictor(Predictor):
+    """Predict from the features of a graph, by one map."""
+
+    card: GraphCard
+
+    def predict_all(self, queries: Sequence[Query], *, state: Reference | None = None) -> list[Prediction]:
+        """Predict many models in one call."""
+        if not queries:
+            return []
+        latencies = self.latency_ms([query.features for query in queries]) * self._drift(state)
+        return [self._answer(query, float(latency)) for query, latency in zip(queries, latencies, strict=True)]
+
+    def latency_ms(self, rows: Sequence[Mapping[str, float]]) -> Floats:
+        """Return the bare latencies in ms, [N]."""
+        matrix = feature_matrix(rows, self.card.features)
+        latency = np.asarray(self._session.run(["latency_ms"], {"features": matrix})[0], dtype=np.float64)[:, 0]
+        if not np.all(np.isfinite(latency) & (latency > 0.0)):
+            raise PredictorError(f"{self.name}: gives no positive latency for these features; refit it")
+        return latency
+
+    def distance(self, features: Mapping[str, float]) -> float:
+        """Return how far a model lies outside the domain (log2; 0 inside)."""
+        return self.card.domain.distance(features)
+
+    def standing(self, query: Query) -> Standing:
+        """Inside its domain the narrowest calibrated interval counts; outside, distance, then the domain's size."""
+        distance = self.distance(query.features)
+        if distance <= TOLERANCE:
+            return Standing(tier=0, distance=0.0, narrowness=self.card.quantiles[0], name=self.name)
+        return Standing(tier=2, distance=distance, narrowness=-self.card.domain.volume(), name=self.name)
+
+    def _answer(self, query: Query, latency_ms: float) -> Prediction:
+        reasons = self.card.domain.reasons(query.features) + query.reasons
+        if query.unknown_share > MAX_UNKNOWN_SHARE:
+            reasons += (f"unknown operators make up {query.unknown_share:.0%} of its cost",)
+        doubtful = bool(query.reasons) or query.unknown_share > MAX_UNKNOWN_SHARE
+        factor = spread(self.card.quantiles, max(self.distance(query.features), FAR if doubtful else 0.0))
+        return self._prediction(query, latency_ms, factor, reasons=reasons, unknown_share=query.unknown_share)
+
+
+class Breakdown(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold where a network's time goes: its kernels, what each takes in ns, and those outside what was measured."""
+
+    kernels: tuple[Kernel, ...]
+    kernel_ns: tuple[float, ...]
+    run_ns: float
+    unseen: tuple[Unseen, ...]
+
+    @property
+    def latency_ns(self) -> float:
+        """Return the whole."""
+        return sum(self.kernel_ns) + self.run_ns
+
+    @property
+    def unseen_share(self) -> float:
+        """Return the share of the time in kernels outside what was measured."""
+        return sum(one.share for one in self.unseen)
+
+
+class KernelPredictor(Predictor):
+    """Predict any graph as the sum over the kernels that the runtime makes of it."""
+
+    card: KernelCard
+
+    def predict_all(self, queries: Sequence[Query], *, state: Reference | None = None) -> list[Prediction]:
+        """Predict many models, one by one. Raises PredictorError for a query without its graph."""
+        drift = self._drift(state)
+        return [self._answer(query, self.breakdown(query), drift) for query in queries]
+
+    def breakdown(self, query: Query) -> Breakdown:
+        """Return where the time of a network goes; the last one asked for is remembered."""
+        if query.graph is None:
+            raise PredictorError(f"{self.name}: predicts graphs, and was given features alone")
+        if self._last is None or self._last[0] is not query.graph:
+            found = kernels(query.graph, self.card.runtime, isa=self.card.isa, threads=self.card.threads)
+            took = self._model.kernel_ns(found)
+            outside = unseen(found, took, self.card.ranges)
+            told = Breakdown(
+                kernels=found, kernel_ns=tuple(took.tolist()), run_ns=self.card.run_ns, unseen=tuple(outside)
+            )
+            self._last = (query.graph, told)
+        return self._last[1]
+
+    _last: tuple[Graph, Breakdown] | None = None
+
+    def standing(self, query: Query) -> Standing:
+        """A model inside counts by its interval, as with features; one outside still comes before features alone."""
+        told = self.breakdown(query)
+        width = self.card.quantiles[share_group(told.unseen_share)]
+        return Standing(tier=int(told.unseen_share > MAX_UNSEEN_SHARE), distance=0.0, narrowness=width, name=self.name)
+
+    def _answer(self, query: Query, told: Breakdown, drift: float) -> Prediction:
+        reasons: tuple[str, ...] = ()
+        if told.unseen_share > MAX_UNSEEN_SHARE:
+            worst = "; ".join(f"{one.label}: {one.reason}" for one in told.unseen[:3])
+            reasons = (f"{told.unseen_share:.0%} of its time lies in kernels that were never measured ({worst})",)
+        never = sum(one.share for one in told.unseen if one.kind not in self.card.ranges)
+        factor = float(np.exp(self.card.quantiles[share_group(told.unseen_share)]))
+        latency_ms = told.latency_ns * drift / 1e6
+        return self._prediction(query, latency_ms, factor, reasons=reasons, unknown_share=never)
+
+    @cached_property
+    def _model(self) -> Additive:
+        card = self.card
+        if card.physical != PHYSICAL or card.seen != SEEN:
+            raise PredictorError(f"{self.name}: made by a latmod that saw kernels otherwise; make it again")
+        return Additive(
+            rates=Rates(kinds=card.kinds, rates=card.rates),
+            residuals=tuple(
+                _Trees(self._session, f"residual_{group}") if there else None for group, there in enumerate(card.groups)
+            ),
+            scales=card.scales,
+            call_ns=card.call_ns,
+            run_ns=card.run_ns,
+        )
+
+
+class _Trees:
+    """Let one output of an artifact's graph look like a regressor."""
+
+    def __init__(self, session: "InferenceSession", output: str) -> None:
+        self._session = session
+        self._output = output
+
+    def predict(self, seen: Columns) -> Floats:
+        return np.asarray(self._session.run([self._output], {"features": seen})[0], dtype=np.float64)[:, 0]
+
+
 def load_predictor(path: Path) -> Predictor:
     """Load a predictor file; raise `PredictorError` when it is none, of another schema, changed, or over 50 MB."""
     content, card = read_artifact(path)
-    return Predictor(content, card, str(path))
+    kind = KernelPredictor if isinstance(card, KernelCard) else GraphPredictor
+    return kind(content, card, str(path))
 
 
 @cache
@@ -164,34 +305,22 @@ def reference_predictors() -> tuple[Predictor, ...]:
     return tuple(found)
 
 
-def choose(predictors: Sequence[Predictor], features: Mapping[str, float]) -> Predictor:
+def choose(predictors: Sequence[Predictor], query: Query) -> Predictor:
     """Return which of several predictors for the same runtime and setting should answer for a model.
 
-    Of those whose domain contains it, the most accurate (narrowest calibrated interval); else the nearest, and among
-    equally near ones the widest. Ties go by name, so the answer never depends on the order. Raises `PredictorError`
-    for none at all.
+    The order is that of `Standing`, so it never depends on the order of the predictors. Raises `PredictorError` for
+    none at all.
     """
     if not predictors:
         raise PredictorError("no predictor for this runtime and setting; make one with `latmod fit`")
-
-    def rank(predictor: Predictor) -> tuple[float, float, float, str]:
-        distance = predictor.distance(features)
-        inside = distance <= TOLERANCE
-        return (
-            0.0 if inside else distance,
-            predictor.card.quantiles[0] if inside else 0.0,
-            0.0 if inside else -predictor.card.domain.volume(),
-            predictor.name,
-        )
-
-    return min(predictors, key=rank)
+    return min(predictors, key=lambda predictor: predictor.standing(query))
 
 
-def choose_each(predictors: Sequence[Predictor], features: Mapping[str, float]) -> tuple[Predictor, ...]:
+def choose_each(predictors: Sequence[Predictor], query: Query) -> tuple[Predictor, ...]:
     """Return one predictor per runtime and number of threads, chosen by `choose`, in the order of those."""
     settings = sorted({(predictor.card.runtime, predictor.card.threads) for predictor in predictors})
     return tuple(
-        choose([p for p in predictors if (p.card.runtime, p.card.threads) == setting], features) for setting in settings
+        choose([p for p in predictors if (p.card.runtime, p.card.threads) == setting], query) for setting in settings
     )
 
 
@@ -200,6 +329,7 @@ def ask(graph: Graph, model: str = "") -> Query:
     found = inspect_graph(graph)
     return Query(
         features=graph_features(graph),
+        graph=graph,
         model=model or graph.name,
         unknown_share=found.unknown_share,
         reasons=(found.residual.reason,) if isinstance(found.residual, NotResidual) else (),
@@ -222,4 +352,4 @@ def predict(
     if not known:
         raise PredictorError("no predictor at hand; make one with `latmod fit`")
     query = ask(read_graph(Path(path), shapes), Path(path).name)
-    return [one.predict_all([query], state=state)[0] for one in choose_each(known, query.features)]
+    return [one.predict_all([query], state=state)[0] for one in choose_each(known, query)]

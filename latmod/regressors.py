@@ -57,7 +57,7 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True):
         latency = terms[0]
         for term in terms[1:]:
             latency = out.add("Mul", latency, term)
-        return out.finish(latency)
+        return out.finish(latency_ms=latency)
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,9 +3,9 @@
 import msgspec
 import numpy as np
 
-from latmod.dataset import DatasetFolder, nominal_reference
+from latmod.dataset import DatasetFolder
 from latmod.errors import DatasetError, MachineError
-from latmod.table import observations
+from latmod.table import corrections, observations
 
 
 class Repeatability(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,21 +25,20 @@ class Repeatability(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def repeatability(first: DatasetFolder, again: DatasetFolder) -> list[Repeatability]:
-    """Compare the models that both data sets have, corrected and as measured, both stated for the first one's state.
+    """Compare the models that both data sets have, as measured and corrected for drift.
+
+    Both are corrected alike, by what the first, larger one shows of the runtimes, for its nominal state.
 
     Raises MachineError for two machines or runtime versions, DatasetError where they share no model.
     """
     old, new = first.read_card(), again.read_card()
     if old.machine.id != new.machine.id or any(old.runtimes.get(n, v) != v for n, v in new.runtimes.items()):
         raise MachineError(f"{first.path} and {again.path} come from different machines or versions of a runtime")
-    nominal = old.nominal or nominal_reference(first.read_measurements())
     rows = []
     for corrected in (True, False):
+        correct = corrections(first) if corrected else {}
         pair = [
-            {
-                (one.runtime, one.model): one.latency_ns()
-                for one in observations(folder, corrected=corrected, nominal=nominal)
-            }
+            {(one.runtime, one.model): one.latency_ns() for one in observations(folder, correct, with_features=False)}
             for folder in (first, again)
         ]
         for runtime in new.runtimes:

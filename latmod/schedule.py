@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from latmod.dataset import Card, Measurement, PlannedModel
+from latmod.dataset import Card, KernelMeasurement, Measurement, PlannedModel
 
 EXPORT = "export"
 """Stands where a runtime's name would, in the log's lines on exports."""
@@ -21,6 +21,8 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
     model: PlannedModel
     runtime: str
     attempt: int = 0
+    kernels: bool = False
+    """Ask for per-kernel times instead of latency."""
 
 
 class SweepResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,8 +37,14 @@ class SweepResult(msgspec.Struct, frozen=True, kw_only=True):
     """Share of the wall time that was spent inside `infer`."""
 
 
-def pending(card: Card, measurements: list[Measurement]) -> Iterator[Pending]:
-    """Yield the bursts still to be made, round by round: models in a new random order each, runtimes interleaved."""
+def pending(
+    card: Card, measurements: list[Measurement], kernels: list[KernelMeasurement] | None = None
+) -> Iterator[Pending]:
+    """Yield the bursts still to be made, round by round: models in a new random order each, runtimes interleaved.
+
+    In the first `kernel_rounds` rounds each is followed by the one that tells per-kernel times.
+    """
+    told = {(k.round, k.model, k.runtime) for k in kernels or ()}
     done: set[tuple[int, str, str]] = set()
     attempts: dict[tuple[int, str, str], int] = {}
     for m in measurements:
@@ -57,6 +65,8 @@ def pending(card: Card, measurements: list[Measurement]) -> Iterator[Pending]:
                 key = (number, model.model, runtime)
                 if key not in done and (model.model, runtime) not in dropped and (model.model, EXPORT) not in dropped:
                     yield Pending(round=number, model=model, runtime=runtime, attempt=attempts.get(key, 0))
+                if number < card.protocol.kernel_rounds and key not in told and (model.model, EXPORT) not in dropped:
+                    yield Pending(round=number, model=model, runtime=runtime, kernels=True)
 
 
 def summarise(card: Card, measurements: list[Measurement]) -> SweepResult:

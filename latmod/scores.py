@@ -4,6 +4,7 @@ r2 alone flatters, because sizes span three orders of magnitude: a constant offs
 moves it.
 """
 
+import statistics
 from collections.abc import Sequence
 
 import msgspec
@@ -81,8 +82,15 @@ def noise_floor(rounds: Sequence[Sequence[float]]) -> float:
     rounds, so each rests on half the data and the label itself, made of all rounds, is somewhat better than this.
     Models with fewer than two rounds say nothing; nan when none is left.
     """
-    halves = [(np.median(row[0::2]), np.median(row[1::2])) for row in rounds if len(row) >= 2]
-    return float(np.median([abs(odd / even - 1.0) for odd, even in halves])) if halves else float("nan")
+    halves = [split_half(row) for row in rounds if len(row) >= 2]
+    return float(np.median(halves)) if halves else float("nan")
+
+
+def split_half(values: Sequence[float]) -> float:
+    """Return how much the median of the odd rounds differs from that of the even ones, relative; 0 for one round."""
+    if len(values) < 2:
+        return 0.0
+    return abs(statistics.median(values[0::2]) / statistics.median(values[1::2]) - 1.0)
 
 
 def conformal_quantile(log_errors: Floats, coverage: float) -> float:

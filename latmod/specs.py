@@ -36,9 +36,13 @@ class SpecFamily(Protocol):
 
 
 class Axis(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Say how one field varies: one of `values`, or a whole number from `low` to `high`, both included."""
+    """Say how one field varies: one of `values`, or a whole number from `low` to `high`, both included.
+
+    `weights` says how often each of the values is drawn, in proportion; without it they are equally frequent.
+    """
 
     values: tuple[Scalar, ...] | None = None
+    weights: tuple[Annotated[float, msgspec.Meta(gt=0)], ...] = ()
     low: int | None = None
     high: int | None = None
     scale: Literal["uniform", "log"] | None = None
@@ -50,6 +54,10 @@ class Axis(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 raise ValueError("give either values or low, high and scale")
             if not self.values or len(set(self.values)) < len(self.values):
                 raise ValueError("values must be different ones, at least one")
+            if self.weights and len(self.weights) != len(self.values):
+                raise ValueError(f"{len(self.weights)} weights for {len(self.values)} values")
+        elif self.weights:
+            raise ValueError("weights belong to values")
         elif self.low is None or self.high is None or self.scale is None:
             raise ValueError('give values, or low, high and scale ("uniform" or "log")')
         elif self.low > self.high:
@@ -75,6 +83,10 @@ class Axis(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def index(self, stratum: int, strata: int) -> int:
         """Map one of `strata` equal parts of the axis to the index of a value, the outermost ones to the ends."""
+        if self.weights:
+            # Each value covers a part of the axis as long as its weight; a stratum stands for its middle.
+            reached = (stratum + 0.5) / strata * sum(self.weights)
+            return next((i for i, end in enumerate(itertools.accumulate(self.weights)) if reached < end), self.size - 1)
         if self.scale != "log":
             return min(stratum * self.size // max(strata - 1, 1), self.size - 1)
         assert self.low is not None

@@ -2,7 +2,7 @@
 
 import csv
 import io
-import statistics
+from collections.abc import Mapping
 from pathlib import Path
 
 from latmod.dataset import (
@@ -18,6 +18,7 @@ from latmod.dataset import (
 from latmod.drift import Correction, fit_correction, state_of
 from latmod.features import graph_features
 from latmod.graph import read_graph
+from latmod.scores import split_half
 from latmod.specs import flat_fields
 from latmod.timing import Reference, Statistic, burst_value
 
@@ -27,22 +28,33 @@ PARITY_TOLERANCE = 1e-3
 _ROUND_STATISTICS = (Statistic.MEDIAN_OF_MINIMA, Statistic.MEAN, Statistic.P50, Statistic.P90)
 
 
-def observations(
-    folder: DatasetFolder, *, corrected: bool = True, nominal: Reference | None = None
-) -> list[Observation]:
-    """Return what a data set knows, in the card's order; with `nominal`, stated for that state of the machine."""
+def corrections(folder: DatasetFolder, nominal: Reference | None = None) -> dict[str, Correction]:
+    """Return the drift correction of each runtime, fitted to a data set; by default for its own nominal state."""
     card = folder.read_card()
     measurements = folder.read_measurements()
     state = nominal or card.nominal or nominal_reference(measurements)
+    return {name: fit_correction(name, measurements, state) for name in card.runtimes}
+
+
+def observations(
+    folder: DatasetFolder, correct: Mapping[str, Correction] | None = None, *, with_features: bool = True
+) -> list[Observation]:
+    """Return what a data set knows, in the card's order, corrected for drift by runtime.
+
+    Without `correct` the corrections are those of the data set itself; a runtime that is not in it stays as measured.
+    Without `with_features` the graphs are not read, and features are empty.
+    """
+    card = folder.read_card()
+    measurements = folder.read_measurements()
+    known = corrections(folder) if correct is None else correct
     bursts = final_bursts(measurements)
-    corrections = {name: fit_correction(name, measurements, state) for name in card.runtimes} if corrected else {}
     differing = parity_failures(measurements)
     found = []
     for model in card.planned:
         measured = [name for name in card.runtimes if (model.model, name) in bursts]
         if not measured:
             continue
-        features = graph_features(read_graph(folder.graph_path(model.model)))
+        features = graph_features(read_graph(folder.graph_path(model.model))) if with_features else {}
         for name in measured:
             rounds = bursts[model.model, name]
             found.append(
@@ -53,10 +65,10 @@ def observations(
                     runtime_version=card.runtimes[name],
                     machine_id=card.machine.id,
                     threads=card.protocol.threads,
-                    batch=int(features["batch"]),
+                    batch=int(features.get("batch", 1)),
                     spec=model.spec,
                     features=features,
-                    round_ns=_round_values([rounds[number] for number in sorted(rounds)], corrections.get(name)),
+                    round_ns=_round_values([rounds[number] for number in sorted(rounds)], known.get(name)),
                     parity="differs" if model.model in differing else "ok",
                 )
             )
@@ -112,13 +124,6 @@ def table_row(one: Observation) -> dict[str, str | int | float]:
         **{f"spec_{name}": value for name, value in flat_fields(one.spec).items()},
     }
     return row | {name: value for name, value in one.features.items() if name not in row}
-
-
-def split_half(values: tuple[float, ...]) -> float:
-    """Return how much the median of the odd rounds differs from that of the even ones, relative; 0 for one round."""
-    if len(values) < 2:
-        return 0.0
-    return abs(statistics.median(values[0::2]) / statistics.median(values[1::2]) - 1.0)
 
 
 def _round_values(rounds: list[Measurement], correction: Correction | None) -> dict[str, tuple[float, ...]]:

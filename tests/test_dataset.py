@@ -119,7 +119,7 @@ def test_a_full_disk_gives_one_line_and_keeps_what_was_there(tmp_path: Path) -> 
     folder = DatasetFolder(tmp_path)
     with folder.writing() as log:
         log.append(burst_of())
-        os.dup2(os.open("/dev/full", os.O_WRONLY), log._file)
+        os.dup2(os.open("/dev/full", os.O_WRONLY), log._bursts._file)
         with pytest.raises((DatasetError, OSError)):
             log.append(burst_of(number=1))
     assert len(folder.read_measurements()) == 1

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from latmod.errors import GraphError, LatmodError
-from latmod.measuring import check_measured, measure
+from latmod.measuring import measure
 
 
 @pytest.fixture
@@ -33,8 +33,6 @@ def test_what_a_runtime_cannot_run_is_a_row(
     found = measure(models[:1], ["fake", "onnxruntime"], rounds=1, burst_seconds=0.01, notify=told.append)
     assert [one.status for one in found] == ["failed: fake: no operator Conv", "ok"]
     assert "no operator Conv" in told[0]
-    with pytest.raises(LatmodError, match="nothing could be measured"):
-        check_measured(found[:1])
 
 
 def test_a_file_that_cannot_be_read_stops_before_anything_is_timed(models: list[Path], tmp_path: Path) -> None:

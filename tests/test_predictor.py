@@ -18,8 +18,8 @@ from latmod.errors import PredictorError
 from latmod.findings import Origin
 from latmod.fitting import fit_observations, write_artifact
 from latmod.predictor import (
+    GraphPredictor,
     Prediction,
-    Predictor,
     Query,
     choose,
     choose_each,
@@ -69,7 +69,7 @@ def with_card(content, change):
 
 def test_a_prediction_has_the_flat_names_that_the_command_line_prints(varied):
     found = varied.predict(RESNET50, model="resnet50.onnx")
-    names = "model runtime latency_ms low_ms high_ms in_domain reasons unknown_share machine level"
+    names = "model runtime latency_ms low_ms high_ms in_domain reasons unknown_share machine level threads"
     assert list(msgspec.structs.asdict(found)) == names.split()
     assert (found.model, found.runtime, found.level) == ("resnet50.onnx", "alpha", "graph")
     assert found.machine == "a test machine"
@@ -148,13 +148,13 @@ def test_the_predictor_whose_domain_contains_the_model_answers(files):
     fixed, varied = load_predictor(files["fixed"]), load_predictor(files["varied"])
     narrow = features_of(False, [2, 2, 2, 2], 24)
     for both in ([fixed, varied], [varied, fixed]):
-        assert choose(both, RESNET50) is fixed
-        assert choose(both, narrow) is varied
-        assert choose(both, features_of(True, [3, 4, 6, 3], 400)) is varied
-        assert choose(both, {"is_residual": 0.0}) is varied
-    assert choose_each([fixed, varied], narrow) == (varied,)
+        assert choose(both, Query(features=RESNET50)) is fixed
+        assert choose(both, Query(features=narrow)) is varied
+        assert choose(both, Query(features=features_of(True, [3, 4, 6, 3], 400))) is varied
+        assert choose(both, Query(features={"is_residual": 0.0})) is varied
+    assert choose_each([fixed, varied], Query(features=narrow)) == (varied,)
     with pytest.raises(PredictorError, match="latmod fit"):
-        choose([], RESNET50)
+        choose([], Query(features=RESNET50))
 
 
 def test_loading_and_predicting_import_nothing_heavy(files):
@@ -197,7 +197,7 @@ BAD = {
     "card changed": lambda content: content.replace(b"a test machine", b"a best machine"),
     "checksum changed": lambda content: content[:-3] + bytes([content[-3] ^ 1]) + content[-2:],
     "appended": lambda content: content + b"\x0a\x00",
-    "other schema": lambda content: with_card(content, lambda card: card.replace('"schema":1', '"schema":2', 1)),
+    "other schema": lambda content: with_card(content, lambda card: card.replace('"schema":2', '"schema":99', 1)),
     "card no json": lambda content: with_card(content, lambda card: card[:-5]),
     "card of wrong type": lambda content: with_card(content, lambda card: card.replace('"models":60', '"models":"x"')),
 }
@@ -248,7 +248,7 @@ def test_a_graph_that_onnxruntime_refuses_gives_one_line(varied):
     model.graph.node[0].op_type = "NoSuchOperator"
     content = pack(model, varied.card)
     with pytest.raises(PredictorError, match="cannot load"):
-        Predictor(content, varied.card, "odd.onnx").predict(RESNET50)
+        GraphPredictor(content, varied.card, "odd.onnx").predict(RESNET50)
 
 
 def test_a_file_is_predicted_from_its_path(files, tmp_path):

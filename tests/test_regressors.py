@@ -128,7 +128,7 @@ def test_a_view_is_the_same_in_onnx(values):
     view = columns.log_view(names)
     out = columns.Writer(5)
     total = out.add("ReduceSum", view.write(out, out.cast("features", "float64")), out.constant(np.array([1])))
-    np.testing.assert_allclose(run(out.finish(total), x), view.apply(x).sum(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(run(out.finish(latency_ms=total), x), view.apply(x).sum(axis=1), rtol=1e-12)
 
 
 def test_columns_are_sorted_by_what_they_mean():

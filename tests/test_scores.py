@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics
 
-from latmod.scores import conformal_quantile, noise_floor, r2, score, spearman
+from latmod.scores import conformal_quantile, noise_floor, r2, score, spearman, split_half
 
 positive = st.floats(0.01, 1e4)
 pairs = st.lists(st.tuples(positive, positive), min_size=3, max_size=40)
@@ -83,3 +83,8 @@ def test_conformal_quantile_covers_at_least_what_it_says(count, seed):
 def test_conformal_quantile_of_few_is_the_largest():
     assert conformal_quantile(np.array([0.1, -0.3]), 0.9) == 0.3
     assert math.isnan(conformal_quantile(np.array([]), 0.9))
+
+
+def test_split_half_compares_odd_with_even_rounds() -> None:
+    assert split_half((1.0, 1.1, 1.0, 1.1, 1.0)) == pytest.approx(1 - 1 / 1.1)
+    assert split_half((5.0,)) == 0.0

@@ -11,7 +11,7 @@ from latmod.errors import MachineError
 from latmod.plan import plan_sweep
 from latmod.repeat import repeatability
 from latmod.sweeping import run_sweep
-from latmod.table import observations, parity_failures, split_half, table_row, write_table
+from latmod.table import observations, parity_failures, table_row, write_table
 from latmod.timing import Statistic
 
 
@@ -77,11 +77,6 @@ def test_two_machines_are_not_compared(folder: DatasetFolder, tmp_path: Path) ->
     other.write_card(msgspec.structs.replace(card, machine=machine))
     with pytest.raises(MachineError, match="different machines"):
         repeatability(folder, other)
-
-
-def test_split_half_compares_odd_with_even_rounds() -> None:
-    assert split_half((1.0, 1.1, 1.0, 1.1, 1.0)) == pytest.approx(1 - 1 / 1.1)
-    assert split_half((5.0,)) == 0.0
 
 
 def test_parity_failures_are_models_whose_outputs_differ_or_are_not_finite(folder: DatasetFolder) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from latmod import __version__
+from latmod.cli.judging import evaluate, fit, repeat
 from latmod.cli.measuring import demo, doctor, measure, runtimes, sweep, table
-from latmod.cli.predicting import evaluate, fit, inspect, predict, repeat
+from latmod.cli.predicting import inspect, predict
 from latmod.errors import LatmodError
 
 EXIT_INTERRUPTED = 130

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 from latmod.findings import FitReport, FitRow, TransferRow
+from latmod.kernel_findings import FamilyRow, KernelReport
+from latmod.kernel_study import Part
 from latmod.report import Cell, Format, Row, percent, render
 
 _SHARES = ("mape", "median_error", "within_5", "within_10", "coverage", "width")
@@ -52,6 +54,48 @@ def summary_text(reports: Sequence[FitReport], transfers: Sequence[TransferRow],
     if moved:
         text += _heading("what ships, beyond what it has seen", style) + render(moved, style) + "\n"
     return text
+
+
+def kernel_text(reports: Sequence[KernelReport], style: Format, *, parts: bool) -> str:
+    """Return how each family was predicted without it, and, with `parts`, where the error comes from."""
+    text = ""
+    for report in reports:
+        title = f"{report.dataset}, {report.runtime}: every family predicted by what was fitted to the others"
+        text += _heading(title, style) + render([_family_row(row) for row in report.rows], style) + "\n"
+        if parts:
+            shown = [_part_row(part) for part in report.parts]
+            text += _heading(f"{report.dataset}, {report.runtime}: kinds of kernels", style) + render(shown, style)
+            text += "\n"
+    return text
+
+
+def _family_row(row: FamilyRow) -> Row:
+    return {
+        "family": row.family,
+        "models": row.models,
+        "MAPE": percent(row.mape),
+        "median error": percent(row.median_error),
+        "within 5 %": percent(row.within_5, 0),
+        "within 10 %": percent(row.within_10, 0),
+        "r2 (log)": f"{row.r2_log:.4f}",
+        "90 % interval covers": percent(row.coverage, 0),
+        "its width": percent(row.width, 0),
+        "noise floor": percent(row.noise_floor),
+        "measured kernels' sum is off by": percent(row.kernel_sum_mape),
+        "time in unseen kernels": percent(row.unseen_share),
+        "time in unexpected kernels": percent(row.unmatched_share),
+    }
+
+
+def _part_row(part: Part) -> Row:
+    return {
+        "kind": part.kind,
+        "kernels": part.kernels,
+        "share of time": percent(part.share),
+        "bias": percent(part.bias),
+        "mean error": percent(part.error),
+        "adds to a network's error": percent(part.contribution, 2),
+    }
 
 
 def _moved_row(row: TransferRow) -> Row:

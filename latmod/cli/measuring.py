@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from latmod.sweeping import Progress
 
 EXIT_FAILED_PARTS = 3
+KERNEL_ROUNDS = 2
 
 
 @click.command()
@@ -50,6 +51,7 @@ EXIT_FAILED_PARTS = 3
 @click.option(
     "--timeout", type=float, default=600.0, show_default=True, help="Seconds after which a worker counts as hung."
 )
+@click.option("--kernels", is_flag=True, help="Also ask the engines what each kernel takes, in the first two rounds.")
 @click.option("--out", type=click.Path(path_type=Path), help="Data set folder (default: datasets/SPACE).")
 @click.option("--dry-run", is_flag=True, help="Print the plan and an estimate of time and memory; measure nothing.")
 def sweep(
@@ -69,10 +71,11 @@ def sweep(
     input_seed: int,
     images: str,
     timeout: float,
+    kernels: bool,
     out: Path | None,
     dry_run: bool,
 ) -> None:
-    """Measure the models of spaces in runtimes, in rounds.
+    """Measure the models of spaces (files, folders of them, or bundled ones by name) in runtimes, in rounds.
 
     Without arguments: the bundled smoke space, in every installed runtime. Start the same command again to resume.
 
@@ -87,8 +90,9 @@ def sweep(
     from latmod.sweeping import run_sweep
     from latmod.table import write_table
 
-    paths = find_spaces(spaces or ("smoke",))
-    name = "+".join(path.stem for path in paths)
+    spaces = spaces or ("smoke",)
+    paths = find_spaces(spaces)
+    name = "+".join(Path(space).stem for space in spaces)
     protocol = Protocol(
         threads=threads,
         rounds=rounds,
@@ -98,6 +102,7 @@ def sweep(
         max_latency_seconds=max_seconds,
         input_count=4,
         images=images,
+        kernel_rounds=min(rounds, KERNEL_ROUNDS) if kernels else 0,
         seeds=Seeds(sweep=seed, weight=weight_seed, input=input_seed),
     )
     folder = DatasetFolder(out or Path("datasets") / name)

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from latmod.errors import LatmodError
 from latmod.report import Format, Row, render
+
+if TYPE_CHECKING:
+    from latmod.predictor import Predictor
 
 GIB = 2**30
 
@@ -42,6 +45,13 @@ def write_rows(rows: Sequence[Row], style: str, output: str) -> None:
 
 runtime_option = click.option(
     "--runtime", "runtimes", multiple=True, metavar="NAME", help="Runtime to use; may be given several times."
+)
+predictor_option = click.option(
+    "--predictor",
+    "predictors",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Predictor file or folder (default: those that ship).",
 )
 threads_option = click.option(
     "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads per inference."
@@ -81,3 +91,18 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def chosen_predictors(paths: Sequence[Path], runtimes: Sequence[str]) -> tuple["Predictor", ...]:
+    """Load the named predictors, or those that ship; keep those for the named runtimes. Raises LatmodError for none."""
+    from latmod.predictor import load_predictor, reference_predictors
+
+    files = [file for path in paths for file in (sorted(path.glob("*.onnx")) if path.is_dir() else [path])]
+    known = tuple(load_predictor(file) for file in files) if paths else reference_predictors()
+    kept = tuple(one for one in known if not runtimes or one.card.runtime in runtimes)
+    if not kept:
+        have = ", ".join(sorted({one.card.runtime for one in known})) or "none"
+        raise LatmodError(
+            f"no predictor for {', '.join(runtimes) or 'any runtime'}; there are: {have} (see `latmod fit`)"
+        )
+    return kept

@@ -1,4 +1,4 @@
-"""The commands that read models and data: predict, inspect, fit, evaluate, repeat."""
+"""The commands that read models: predict and inspect."""
 
 import sys
 from collections.abc import Sequence
@@ -8,25 +8,36 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from latmod.cli.options import output_options, parse_shapes, runtime_option, shape_option, write, write_rows
+from latmod.cli.options import (
+    chosen_predictors,
+    output_options,
+    parse_shapes,
+    predictor_option,
+    runtime_option,
+    shape_option,
+    write,
+    write_rows,
+)
 from latmod.errors import LatmodError, OutOfDomainError
-from latmod.report import Format, Row, percent, render, significant
+from latmod.report import Cell, Format, Row, percent, render, significant
 
 if TYPE_CHECKING:
     from latmod.predictor import Prediction, Predictor
     from latmod.timing import Reference
 
+_BAR = 30
+"""Length of the longest bar of `predict --kernels`, in characters."""
+
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MODEL.onnx...")
-@click.option(
-    "--predictor", "predictors", multiple=True, type=click.Path(path_type=Path), help="Predictor file or folder."
-)
+@predictor_option
 @runtime_option
 @shape_option
 @click.option(
     "--here", is_flag=True, help="Spend two seconds on the reference load; predict for the machine's state now."
 )
+@click.option("--kernels", "by_kernel", is_flag=True, help="Show where the time goes, kernel by kernel.")
 @click.option("--strict", is_flag=True, help="Refuse (exit code 4) where a model is out of domain.")
 @output_options
 def predict(
@@ -35,6 +46,7 @@ def predict(
     runtimes: tuple[str, ...],
     shapes: tuple[str, ...],
     here: bool,
+    by_kernel: bool,
     strict: bool,
     style: str,
     output: str,
@@ -44,10 +56,14 @@ def predict(
     \b
     latmod predict resnet50.onnx
     latmod predict *.onnx --format csv -o latencies.csv
+    latmod predict resnet50.onnx --runtime onnxruntime --kernels
     """
     from latmod.predictor import predict as predict_one
 
-    known = _predictors(predictors, runtimes)
+    known = chosen_predictors(predictors, runtimes)
+    if by_kernel:
+        _predict_kernels(models, known, parse_shapes(shapes), style, output)
+        return
     state = _state_now() if here else None
     found: list[Prediction] = []
     problems = []
@@ -59,7 +75,8 @@ def predict(
             click.echo(f"Error: {error}", err=True)
     _warn_of_other_machine(known)
     if found:
-        rows = [_prediction_row(one) if style == "table" else msgspec.to_builtins(one) for one in found]
+        several = len({one.threads for one in found}) > 1
+        rows = [_prediction_row(one, several) if style == "table" else msgspec.to_builtins(one) for one in found]
         write_rows(rows, style, output)
     for reason in dict.fromkeys(f"{one.model}: {reason}" for one in found for reason in one.reasons):
         click.echo(f"out of domain: {reason}", err=True)
@@ -73,16 +90,23 @@ def predict(
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MODEL.onnx...")
 @shape_option
 @click.option("--totals", is_flag=True, help="One row per model instead of one per node.")
+@click.option("--kernels", "runtime", metavar="RUNTIME", help="One row per kernel that a runtime makes of the nodes.")
 @output_options
-def inspect(models: tuple[Path, ...], shapes: tuple[str, ...], totals: bool, style: str, output: str) -> None:
+def inspect(
+    models: tuple[Path, ...], shapes: tuple[str, ...], totals: bool, runtime: str | None, style: str, output: str
+) -> None:
     """Show what is in .onnx files: shapes, MACs, FLOPs, parameters and bytes per node, totals, unknown operators.
 
     \b
     latmod inspect resnet50.onnx
     latmod inspect *.onnx --totals --format csv
+    latmod inspect resnet50.onnx --kernels onnxruntime
     """
     from latmod.inspection import inspect as inspect_one
 
+    if runtime is not None:
+        write_rows([row for path in models for row in _kernel_rows(path, runtime, parse_shapes(shapes))], style, output)
+        return
     found = [inspect_one(path, parse_shapes(shapes)) for path in models]
     rows: list[Row] = [row for one in found for row in ([one.summary()] if totals else one.rows())]
     if style == "table" and not totals:
@@ -98,123 +122,77 @@ def inspect(models: tuple[Path, ...], shapes: tuple[str, ...], totals: bool, sty
     write_rows(rows, style, output)
 
 
-@click.command()
-@click.argument("datasets", nargs=-1, type=click.Path(path_type=Path), metavar="[DATASET]...")
-@runtime_option
-@click.option(
-    "--statistic",
-    type=click.Choice(["median-of-minima", "mean", "p50", "p90", "min"]),
-    default="median-of-minima",
-    show_default=True,
-    help="What of the samples is predicted.",
-)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("predictors"), show_default=True, help="Folder.")
-@click.option("--seed", type=int, default=0, show_default=True, help="First of the split and regressor seeds.")
-@click.option("--regressor", "regressors", multiple=True, metavar="NAME", help="Keep to these regressors.")
-@click.option(
-    "--split-seeds", type=click.IntRange(2), default=10, show_default=True, help="Random splits per regressor."
-)
-@click.option("--summary", is_flag=True, help="Print one short table instead of every regressor's scores.")
-@output_options
-def fit(
-    datasets: tuple[Path, ...],
-    runtimes: tuple[str, ...],
-    statistic: str,
-    out: Path,
-    seed: int,
-    regressors: tuple[str, ...],
-    split_seeds: int,
-    summary: bool,
+def _kernel_rows(path: Path, runtime: str, shapes: dict[str, tuple[int, ...]]) -> list[Row]:
+    """Return what a runtime makes of a model on this machine's instruction set, one row per kernel."""
+    from latmod.graph import read_graph
+    from latmod.kernels import kernels
+    from latmod.machine import read_machine
+    from latmod.runtimes import find_runtime
+
+    find_runtime(runtime)
+    return [
+        {
+            "model": path.name,
+            "kernel": one.label,
+            "kind": one.kind,
+            "output": " ".join("x".join(map(str, shape)) for shape in one.outputs),
+            "macs": int(one.number("macs")),
+            "bytes_in": int(one.number("bytes_in")),
+            "bytes_weights": int(one.number("bytes_weights")),
+            "bytes_out": int(one.number("bytes_out")),
+            "nodes": one.nodes,
+        }
+        for one in kernels(read_graph(path, shapes), runtime, isa=read_machine().isa)
+    ]
+
+
+def _predict_kernels(
+    models: Sequence[Path],
+    known: Sequence["Predictor"],
+    shapes: dict[str, tuple[int, ...]],
     style: str,
     output: str,
 ) -> None:
-    """Compare regressors on data sets, write the best of each runtime as a predictor; without arguments: datasets/*.
+    """Show where the time of each model goes, the kernels that take most first, in every runtime that can tell."""
+    from latmod.graph import read_graph
+    from latmod.predictor import KernelPredictor, ask, choose_each
 
-    \b
-    latmod fit
-    latmod fit datasets/resnet-varied-width --runtime torch --statistic mean
-    """
-    from latmod.cli.fit_text import full_text, summary_text
-    from latmod.dataset import DatasetFolder
-    from latmod.fitting import fit as fit_folders
-    from latmod.fitting import write_artifact
-    from latmod.timing import Statistic
-
-    paths = datasets or tuple(sorted(path.parent for path in Path("datasets").glob("*/dataset.json")))
-    if not paths:
-        raise LatmodError("no data set in datasets/: make one with `latmod sweep`, or name one")
-    reports, transfers = fit_folders(
-        [DatasetFolder(path) for path in paths], runtimes=runtimes, statistic=Statistic(statistic), seed=seed,
-        regressors=regressors, split_seeds=split_seeds,
-    )  # fmt: skip
-    written = [write_artifact(artifact, out) for report in reports for artifact in report.artifacts]
-    if style in ("json", "csv"):
-        found = [row for report in reports for row in report.rows]
-        write_rows([msgspec.to_builtins(row) for row in (*found, *transfers)], style, output)
-    elif summary:
-        write(summary_text(reports, transfers, Format(style)), output)
-    else:
-        write(full_text(reports, transfers, Format(style)), output)
-    for path in written:
-        click.echo(f"predictor: {path}", err=True)
-
-
-@click.command()
-@click.argument("first", type=click.Path(path_type=Path), metavar="DATASET")
-@click.argument("again", type=click.Path(path_type=Path), metavar="AGAIN")
-@output_options
-def repeat(first: Path, again: Path, style: str, output: str) -> None:
-    """Compare two sweeps over the same models: how well measurements repeat, with and without drift correction.
-
-    \b
-    latmod repeat datasets/resnet-fixed-width datasets/checks/resnet-repeat
-    """
-    from latmod.dataset import DatasetFolder
-    from latmod.repeat import repeatability
-
-    rows = [msgspec.to_builtins(one) for one in repeatability(DatasetFolder(first), DatasetFolder(again))]
-    for row in rows if style in ("table", "md") else []:
-        for name in ("median_difference", "within_5", "within_10", "common_scale"):
-            row[name] = percent(row[name])
+    able = [one for one in known if isinstance(one, KernelPredictor)]
+    if not able:
+        raise LatmodError("no predictor at hand adds up kernels; make one with `latmod fit --level kernel`")
+    rows: list[Row] = []
+    for path in models:
+        query = ask(read_graph(path, shapes), path.name)
+        for one in choose_each(able, query):
+            assert isinstance(one, KernelPredictor)
+            told = one.breakdown(query)
+            ranked = sorted(zip(told.kernels, told.kernel_ns, strict=True), key=lambda pair: -pair[1])
+            unseen = {outside.label for outside in told.unseen}
+            for kernel, ns in ranked:
+                share = ns / told.latency_ns
+                row: dict[str, Cell] = {
+                    "model": path.name,
+                    "runtime": one.card.runtime,
+                    "kernel": kernel.label,
+                    "kind": kernel.kind,
+                    "latency_ms": ns / 1e6,
+                    "share": percent(share) if style in ("table", "md") else share,
+                }
+                if style == "table":
+                    row["where the time goes"] = "#" * round(_BAR * ns / ranked[0][1])
+                else:
+                    row["nodes"] = kernel.nodes
+                row["measured kind"] = kernel.label not in unseen
+                rows.append(row)
+            rows.append(
+                {"model": path.name, "runtime": one.card.runtime, "kernel": "the run itself", "kind": "",
+                 "latency_ms": told.run_ns / 1e6}
+            )  # fmt: skip
+            rows.append(
+                {"model": path.name, "runtime": one.card.runtime, "kernel": "total", "kind": "",
+                 "latency_ms": told.latency_ns / 1e6}
+            )  # fmt: skip
     write_rows(rows, style, output)
-
-
-@click.command()
-@click.argument("datasets", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DATASET...")
-@click.option("--predictor", "predictors", multiple=True, type=click.Path(path_type=Path), help="File or folder.")
-@runtime_option
-@output_options
-def evaluate(
-    datasets: tuple[Path, ...], predictors: tuple[Path, ...], runtimes: tuple[str, ...], style: str, output: str
-) -> None:
-    """Hold predictions against measured data sets, network by network; without --predictor the shipped ones.
-
-    \b
-    latmod evaluate datasets/checks/resnet-standard
-    """
-    from latmod.dataset import DatasetFolder
-    from latmod.evaluating import evaluate as evaluate_one
-
-    known = _predictors(predictors, runtimes)
-    rows = [msgspec.to_builtins(one) for path in datasets for one in evaluate_one(DatasetFolder(path), known)]
-    for row in rows if style in ("table", "md") else []:
-        row["error"], row["noise"] = percent(row["error"]), percent(row["noise"], 2)
-    write_rows(rows, style, output)
-
-
-def _predictors(paths: Sequence[Path], runtimes: Sequence[str]) -> tuple["Predictor", ...]:
-    """Load the named predictors, or those that ship; keep those for the named runtimes."""
-    from latmod.predictor import load_predictor, reference_predictors
-
-    files = [file for path in paths for file in (sorted(path.glob("*.onnx")) if path.is_dir() else [path])]
-    known = tuple(load_predictor(file) for file in files) if paths else reference_predictors()
-    kept = tuple(one for one in known if not runtimes or one.card.runtime in runtimes)
-    if not kept:
-        have = ", ".join(sorted({one.card.runtime for one in known})) or "none"
-        raise LatmodError(
-            f"no predictor for {', '.join(runtimes) or 'any runtime'}; there are: {have} (see `latmod fit`)"
-        )
-    return kept
 
 
 def _state_now() -> "Reference":
@@ -233,10 +211,11 @@ def _warn_of_other_machine(predictors: Sequence["Predictor"]) -> None:
             click.echo(f"note: the predictions hold for {card.machine}; this machine is {here.label}", err=True)
 
 
-def _prediction_row(one: "Prediction") -> Row:
+def _prediction_row(one: "Prediction", with_threads: bool) -> Row:
     return {
         "model": one.model,
         "runtime": one.runtime,
+        **({"threads": one.threads} if with_threads else {}),
         "latency_ms": one.latency_ms,
         "90 % interval": f"{significant(one.low_ms)} .. {significant(one.high_ms)}",
         "in domain": one.in_domain,

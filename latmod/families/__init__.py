@@ -3,8 +3,25 @@
 from collections.abc import Mapping
 
 from latmod.families.family import Estimate, Family
+from latmod.families.generated import GeneratedFamily
+from latmod.families.published import Light, Torchvision
 from latmod.families.resnet import ResNet
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (ResNet(),)}
+GENERATED = (
+    "dense",
+    "grouped",
+    "inception",
+    "largekernel",
+    "mobile",
+    "plain",
+    "reparam",
+    "shuffle",
+    "transformer",
+    "windowed",
+)
+"""Families of random networks; none holds a published one."""
 
-__all__ = ["FAMILIES", "Estimate", "Family"]
+_ALL: tuple[Family, ...] = (ResNet(), *(GeneratedFamily(name) for name in GENERATED), Torchvision(), Light())
+FAMILIES: Mapping[str, Family] = {family.name: family for family in _ALL}
+
+__all__ = ["FAMILIES", "GENERATED", "Estimate", "Family"]

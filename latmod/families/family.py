@@ -1,5 +1,6 @@
-"""Say what a family of models is: a spec type, a builder, and an estimate that needs no torch."""
+"""Say what a family of models is: a spec type, a builder, and an estimate of what a model will cost."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -19,16 +20,28 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Family(SpecFamily, Protocol):
-    """Describe and build one kind of model. Every method raises SpecError for the spec of another family."""
+    """Describe and build one kind of model. Every method raises SpecError for the spec of another family.
+
+    Runtime torch times the module itself where a family is `native`, else what becomes of the exported graph. The
+    models of a `published` family are there to test on, and nothing is fitted to them. A module is built `on_meta`,
+    torch's device without memory, unless it computes constants of its own while it is built.
+    """
+
+    native: bool
+    published: bool
+    on_meta: bool
 
     def build(self, spec: msgspec.Struct) -> "nn.Module":
         """Build the module on torch's current default device (`meta` costs no memory), with torch's default weights."""
 
     def estimate(self, spec: msgspec.Struct) -> Estimate:
-        """Compute MACs, parameters and memory from the spec alone, without torch."""
+        """Compute MACs, parameters and memory, without computing anything that the model would."""
 
     def input_shape(self, spec: msgspec.Struct) -> tuple[int, ...]:
         """Return the shape of the model's one input."""
 
     def trace_shape(self, spec: msgspec.Struct) -> tuple[int, ...]:
         """Return the cheapest input shape that leads to the same graph, to trace the model with."""
+
+    def source(self, spec: msgspec.Struct) -> Path | None:
+        """Return the `.onnx` file that a model is read from, None where it is built and exported."""

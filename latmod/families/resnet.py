@@ -1,6 +1,7 @@
 """Residual networks (He et al. 2015, arXiv:1512.03385) with any number of blocks and any width."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
@@ -80,6 +81,9 @@ class ResNet:
 
     name = "resnet"
     spec_type = ResNetSpec
+    native = True
+    published = False
+    on_meta = True
 
     def model_id(self, spec: msgspec.Struct) -> str:
         """Name a model after its spec, such as `resnet-basic-2.2.2.2-w64`; fields at their defaults are left out."""
@@ -128,6 +132,10 @@ class ResNet:
         """Return one image of the smallest side: pooling is global, so the graph depends on neither."""
         _own(spec)
         return 1, 3, 32, 32
+
+    def source(self, spec: msgspec.Struct) -> Path | None:
+        """Return None: models are built."""
+        return None
 
 
 def _own(spec: msgspec.Struct) -> ResNetSpec:

@@ -5,7 +5,7 @@ from latmod.graph.exported import tidy_export
 from latmod.graph.reading import is_known, read_graph
 from latmod.graph.records import BITS, FLOATS, Attribute, Graph, Node, Scalar, Tensor
 from latmod.graph.shapes import read_inputs
-from latmod.graph.slots import WeightSlot, fill_weights, weight_slots
+from latmod.graph.slots import WeightSlot, fill_weights, inline_copies, weight_slots
 from latmod.graph.weightfree import WEIGHTS_FILE, strip_weights
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "WeightSlot",
     "canonical",
     "fill_weights",
+    "inline_copies",
     "is_known",
     "read_graph",
     "read_inputs",

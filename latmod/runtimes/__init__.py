@@ -6,11 +6,12 @@ A runtime is one file in this folder, or in a package of somebody else's that na
 
 import importlib.metadata
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
 
+from latmod.dataset import KernelTime
 from latmod.errors import LatmodError, RuntimeMissingError
 
 GROUP = "latmod.runtimes"
@@ -29,9 +30,17 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Say how a runtime is to run."""
+    """Say how a runtime is to run; `profile` opens a session that tells per-kernel times, not to be timed itself."""
 
     threads: int = 1
+    profile: bool = False
+
+
+def fastest_third(runs: Sequence[Sequence[float]]) -> list[float]:
+    """Return for each kernel, [kernels], the mean over the fastest third of the runs, [runs][kernels]."""
+    ranked = sorted(runs, key=sum)
+    kept = ranked[: max(1, len(ranked) // 3)]
+    return [sum(column) / len(kept) for column in zip(*kept, strict=True)]
 
 
 class Session(Protocol):
@@ -53,6 +62,14 @@ class Session(Protocol):
         """Free the model's memory."""
 
 
+@runtime_checkable
+class ProfilingSession(Protocol):
+    """Hold a session that was opened to tell per-kernel times."""
+
+    def kernels(self, seconds: float) -> tuple[KernelTime, ...]:
+        """Run for about so many seconds and return what each kernel took."""
+
+
 class Runtime(Protocol):
     """Open models in one inference engine."""
 
@@ -60,7 +77,7 @@ class Runtime(Protocol):
     extra: str
     """The extra of latmod that installs the engine, empty where the core has it."""
     profiles: bool
-    """Whether sessions can tell per-kernel times."""
+    """Whether sessions that are opened with `Settings.profile` can tell per-kernel times (`ProfilingSession`)."""
     simulated_clock: Callable[[], int] | None
     """A clock in ns that `infer` moves, for an engine that is simulated; None for a real one."""
 

@@ -1,14 +1,19 @@
 """onnxruntime on the CPU: the graph goes in weight-free, the weights are handed over in memory."""
 
-from collections.abc import Sequence
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latmod.dataset import KernelTime
 from latmod.errors import UnsupportedModelError
 from latmod.graph import weight_slots
-from latmod.runtimes import Inputs, Model, Settings, installed_version
+from latmod.runtimes import Inputs, Model, Settings, fastest_third, installed_version
 from latmod.weights import WeightMaker
 
 if TYPE_CHECKING:
@@ -21,6 +26,7 @@ _CONFIG = {
     "session.set_denormal_as_zero": "1",
 }
 _SILENT = 4
+_MIN_PROFILED, _MAX_PROFILED = 4, 60
 
 
 class OnnxRuntime:
@@ -45,6 +51,9 @@ class OnnxRuntime:
         options.log_severity_level = _SILENT
         for key, value in _CONFIG.items():
             options.add_session_config_entry(key, value)
+        if settings.profile:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(tempfile.mkdtemp(prefix="latmod-profile-")) / "profile")
         weights = dict(WeightMaker(model.weight_seed).make(weight_slots(Path(model.path))))
         if weights:
             values = [ort.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
@@ -98,9 +107,55 @@ class OnnxRuntimeSession:
         """Return the outputs of the last run."""
         return list(self._bound.copy_outputs_to_cpu())
 
+    def kernels(self, seconds: float) -> tuple[KernelTime, ...]:
+        """Run for about so many seconds, at least four times, and read onnxruntime's own profile."""
+        end = time.monotonic() + seconds
+        self.infer()
+        runs = 0
+        while runs < _MIN_PROFILED or (time.monotonic() < end and runs < _MAX_PROFILED):
+            self.infer()
+            runs += 1
+        path = Path(self._session.end_profiling())
+        events = json.loads(path.read_bytes())
+        path.unlink()
+        path.parent.rmdir()
+        return _read_profile(events, runs)
+
     def close(self) -> None:
         """Drop the session."""
         del self._bound, self._bindings, self._session
+
+
+def _read_profile(events: Sequence[Mapping[str, Any]], runs: int) -> tuple[KernelTime, ...]:
+    """Return the kernels of the last `runs` runs, times in ns (the profile's are whole µs)."""
+    starts = sorted(event["ts"] for event in events if event.get("name") == "model_run")[-runs:]
+    nodes = [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
+    nodes.sort(key=lambda event: event["ts"])
+    found: list[dict[str, Mapping[str, Any]]] = []
+    for start, end in zip(starts, [*starts[1:], float("inf")], strict=True):
+        found.append({event["name"]: event for event in nodes if start <= event["ts"] < end})
+    names = list(found[0])
+    whole = [run for run in found if len(run) == len(names) and all(name in run for name in names)]
+    means = fastest_third([[run[name]["dur"] * 1e3 for name in names] for run in whole])
+    totals: Counter[tuple[str, tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]] = Counter()
+    counts: Counter[tuple[str, tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]] = Counter()
+    for name, mean in zip(names, means, strict=True):
+        arguments = whole[0][name]["args"]
+        key = (
+            arguments["op_name"],
+            _shapes(arguments.get("input_type_shape", ())),
+            _shapes(arguments.get("output_type_shape", ())),
+        )
+        totals[key] += mean  # type: ignore[assignment]
+        counts[key] += 1
+    return tuple(
+        KernelTime(op=key[0], inputs=key[1], outputs=key[2], value="", count=counts[key], ns=round(total / counts[key]))
+        for key, total in totals.items()
+    )
+
+
+def _shapes(described: Sequence[Mapping[str, Sequence[int]]]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(dims) for one in described for dims in one.values())
 
 
 def _reason(error: Exception) -> str:

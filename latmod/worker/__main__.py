@@ -17,7 +17,7 @@ from latmod.errors import LatmodError
 from latmod.graph import read_inputs
 from latmod.inputs import image_inputs, is_image, random_inputs
 from latmod.machine import disturbance, read_counters, usable_cores
-from latmod.runtimes import Inputs, Runtime, find_runtime
+from latmod.runtimes import Inputs, ProfilingSession, Runtime, find_runtime
 from latmod.timing import Reference, ReferenceLoad, run_burst
 from latmod.worker import THREAD_VARIABLES, cores_for
 from latmod.worker.messages import (
@@ -26,6 +26,8 @@ from latmod.worker.messages import (
     ExportReply,
     ExportRequest,
     Failure,
+    KernelReply,
+    KernelRequest,
     Ready,
     ReferenceReply,
     ReferenceRequest,
@@ -68,6 +70,8 @@ class _Server:
                     return self._run_reference(request)
                 case BurstRequest():
                     return self._burst(request)
+                case KernelRequest():
+                    return self._kernels(request)
         except LatmodError as error:
             return Failure(reason=str(error))
         except MemoryError:
@@ -112,6 +116,21 @@ class _Server:
         finally:
             session.close()
 
+    def _kernels(self, request: KernelRequest) -> KernelReply:
+        if self.runtime is None or not self.runtime.profiles:
+            raise LatmodError("this runtime tells no per-kernel times")
+        inputs, _ = self._inputs_for(request)
+        reference = self._reference_load()
+        session = self.runtime.open(request.model, inputs, request.settings)
+        try:
+            if not isinstance(session, ProfilingSession):
+                raise LatmodError("this runtime tells no per-kernel times")
+            session.infer()
+            before = reference()
+            return KernelReply(kernels=session.kernels(request.seconds), before=before, after=reference())
+        finally:
+            session.close()
+
     def _run_reference(self, request: ReferenceRequest) -> ReferenceReply:
         load = ReferenceLoad()
         load.measure()
@@ -122,7 +141,7 @@ class _Server:
             passes.append(load.measure())
         return ReferenceReply(passes=tuple(passes), disturbance=disturbance(counters, read_counters()))
 
-    def _inputs_for(self, request: BurstRequest) -> tuple[list[Inputs], str]:
+    def _inputs_for(self, request: BurstRequest | KernelRequest) -> tuple[list[Inputs], str]:
         """Return the inputs and what they are; made once for each shape."""
         tensors = read_inputs(Path(request.model.path))
         key = (*((t.name, t.dtype, t.shape) for t in tensors), request.images, request.input_count, request.input_seed)

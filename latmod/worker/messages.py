@@ -2,7 +2,7 @@
 
 import msgspec
 
-from latmod.dataset import SpecFields
+from latmod.dataset import KernelTime, SpecFields
 from latmod.machine import Disturbance
 from latmod.runtimes import Model, Settings
 from latmod.timing import Burst, BurstPlan, Reference
@@ -16,6 +16,17 @@ class BurstRequest(msgspec.Struct, frozen=True, kw_only=True, tag="burst"):
     plan: BurstPlan
     images: str = ""
     """A folder of photographs, empty for those that ship with latmod."""
+    input_count: int = 4
+    input_seed: int = 0
+
+
+class KernelRequest(msgspec.Struct, frozen=True, kw_only=True, tag="kernels"):
+    """Ask what each kernel of a model takes."""
+
+    model: Model
+    settings: Settings
+    seconds: float
+    images: str = ""
     input_count: int = 4
     input_seed: int = 0
 
@@ -52,6 +63,14 @@ class BurstReply(msgspec.Struct, frozen=True, kw_only=True, tag="burst-reply"):
     """What the inputs were: `images` or `random`."""
 
 
+class KernelReply(msgspec.Struct, frozen=True, kw_only=True, tag="kernel-reply"):
+    """Return what each kernel took, and the reference load before and after."""
+
+    kernels: tuple[KernelTime, ...]
+    before: Reference
+    after: Reference
+
+
 class ExportReply(msgspec.Struct, frozen=True, kw_only=True, tag="export-reply"):
     """Say that the graph is written."""
 
@@ -71,5 +90,5 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure"):
     reason: str
 
 
-Request = BurstRequest | ExportRequest | ReferenceRequest
-Reply = Ready | BurstReply | ExportReply | ReferenceReply | Failure
+Request = BurstRequest | KernelRequest | ExportRequest | ReferenceRequest
+Reply = Ready | BurstReply | KernelReply | ExportReply | ReferenceReply | Failure

@@ -12,7 +12,16 @@ import pytest
 from latmod.errors import RuntimeMissingError, UnsupportedModelError
 from latmod.graph import strip_weights
 from latmod.inputs import image_inputs
-from latmod.runtimes import Inputs, Model, Runtime, Session, Settings, find_runtimes, installed_version
+from latmod.runtimes import (
+    Inputs,
+    Model,
+    ProfilingSession,
+    Runtime,
+    Session,
+    Settings,
+    find_runtimes,
+    installed_version,
+)
 
 NAMES = ("fake", "onnxruntime", "torch")
 REAL = ("onnxruntime", "torch")
@@ -184,3 +193,15 @@ def test_a_missing_engine_names_the_extra() -> None:
 
 def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_profiling_session_tells_what_each_kernel_takes(runtime: Runtime, model: Model, inputs: list[Inputs]) -> None:
+    if not runtime.profiles:
+        pytest.skip(f"{runtime.name} tells no per-kernel times")
+    session = runtime.open(model, inputs, Settings(profile=True))
+    assert isinstance(session, ProfilingSession)
+    times = session.kernels(0.02)
+    assert len(times) > 3
+    assert all(time.ns >= 0 and time.count >= 1 for time in times)
+    assert all(time.value or (time.op and time.outputs) for time in times)
+    session.close()

@@ -91,7 +91,7 @@ def test_predictions_come_in_every_format(predictors: Path, graph: Path, tmp_pat
     found = latmod("predict", graph, "--predictor", predictors, "--format", "json")
     assert found.returncode == 0, found.stderr
     (one,) = json.loads(found.stdout)
-    names = "model runtime latency_ms low_ms high_ms in_domain reasons unknown_share machine level"
+    names = "model runtime latency_ms low_ms high_ms in_domain reasons unknown_share machine level threads"
     assert list(one) == names.split()
     assert one["low_ms"] < one["latency_ms"] < one["high_ms"]
     assert one["runtime"] == "fake"

@@ -1,0 +1,116 @@
+"""The additive model: a network's latency is the sum over its kernels of physics times the exponential of a residual.
+
+Physics gives each kind of kernel non-negative rates of physical quantities, fitted on relative error. The residual,
+boosted trees, corrects it by what rates cannot say: remainders by block sizes, caches, shapes that an engine likes.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from latmod.columns import Writer
+from latmod.kernels import Kernel
+from latmod.kernels.columns import COLUMNS, Columns, column_matrix, physical_part
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+Floats = NDArray[np.float64]
+
+GROUPS = ("dense convolution", "grouped convolution", "product", "other")
+"""Kernels that share one residual."""
+
+OTHER = "other kinds"
+"""Stands for every kind that was seen too rarely to have rates of its own, or never."""
+
+FLOOR_NS = 300.0
+"""No kernel takes less: the dispatch of one operator."""
+MAX_RESIDUAL = 2.0
+"""Bound of the residual's logarithm; physics alone is rarely off by more than a factor of 7."""
+
+
+class Rates(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold the rates of every kind, ns per unit of each quantity in `PHYSICAL`."""
+
+    kinds: tuple[str, ...]
+    rates: tuple[tuple[float, ...], ...]
+
+    def index(self, kinds: Sequence[str]) -> NDArray[np.int64]:
+        """Return the row of each kind; that of `OTHER` for those without one."""
+        rows = {kind: row for row, kind in enumerate(self.kinds)}
+        return np.array([rows.get(kind, rows[OTHER]) for kind in kinds], dtype=np.int64)
+
+    def ns(self, kinds: Sequence[str], columns: Columns) -> Floats:
+        """Return what physics says of kernels."""
+        rates = np.array(self.rates)[self.index(kinds)]
+        return np.asarray(np.maximum((rates * physical_part(columns)).sum(axis=1), FLOOR_NS))
+
+
+class Additive(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold a fitted additive model; `residuals` has one scikit-learn regressor per group, None where there was nothing.
+
+    A kernel takes `scales[group] * physics * exp(residual) + call_ns`, at least a tenth of what stands before the sum;
+    a network takes the sum over its kernels plus `run_ns`.
+    """
+
+    rates: Rates
+    residuals: tuple[object | None, ...]
+    scales: tuple[float, ...]
+    call_ns: float
+    run_ns: float
+
+    def kernel_ns(self, kernels: Sequence[Kernel]) -> Floats:
+        """Return what each kernel takes, in ns, as part of its network."""
+        raw, groups = self.raw_ns(kernels)
+        scaled = raw * np.array(self.scales)[groups]
+        return np.asarray(np.maximum(scaled + self.call_ns, 0.1 * scaled))
+
+    def raw_ns(self, kernels: Sequence[Kernel]) -> tuple[Floats, NDArray[np.int64]]:
+        """Return what each kernel takes by itself, in ns, and its group."""
+        columns = column_matrix(kernels)
+        kinds = [kernel.kind for kernel in kernels]
+        groups = np.array([group_of(kind) for kind in kinds], dtype=np.int64)
+        physics = self.rates.ns(kinds, columns)
+        residual = np.zeros(len(kernels))
+        seen = residual_columns(columns, self.rates.index(kinds), physics)
+        for group, model in enumerate(self.residuals):
+            inside = groups == group
+            if model is not None and inside.any():
+                residual[inside] = model.predict(seen[inside])  # type: ignore[attr-defined]
+        return physics * np.exp(np.clip(residual, -MAX_RESIDUAL, MAX_RESIDUAL)), groups
+
+    def latency_ns(self, kernels: Sequence[Kernel]) -> float:
+        """Return what a network takes."""
+        return float(self.kernel_ns(kernels).sum()) + self.run_ns
+
+
+def residuals_to_onnx(model: Additive) -> "ModelProto":
+    """Return the residuals as an ONNX model: input `features` (columns as in `SEEN`), one output per group."""
+    out = Writer(len(SEEN))
+    trees = {
+        f"residual_{group}": out.boosted(residual, "features")
+        for group, residual in enumerate(model.residuals)
+        if residual is not None
+    }
+    return out.finish(**trees)
+
+
+def group_of(kind: str) -> int:
+    """Return the position in `GROUPS` of a kind."""
+    if "depthwise" in kind or "grouped" in kind:
+        return 1
+    if "Conv" in kind and "Pool" not in kind:
+        return 0
+    return 2 if "MatMul" in kind or "Gemm" in kind else 3
+
+
+def residual_columns(columns: Columns, kind_rows: NDArray[np.int64], physics: Floats) -> Columns:
+    """Return what the trees see: a kernel's columns, the row of its kind, and the logarithm of its physics."""
+    more = np.stack([kind_rows.astype(np.float64), np.log2(physics)], axis=1)
+    return np.concatenate([columns, more.astype(np.float32)], axis=1)
+
+
+SEEN = (*COLUMNS, "kind", "log_physics")

@@ -1,0 +1,166 @@
+"""The commands that judge: fit, evaluate, repeat."""
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from latmod.cli.options import chosen_predictors, output_options, predictor_option, runtime_option, write, write_rows
+from latmod.errors import LatmodError
+from latmod.report import Format, percent
+
+_FRACTIONS = frozenset(
+    {"error", "noise", "mape", "median_error", "within_5", "within_10", "coverage", "width", "order", "noise_floor"}
+)
+
+
+@click.command()
+@click.argument("datasets", nargs=-1, type=click.Path(path_type=Path), metavar="[DATASET]...")
+@runtime_option
+@click.option(
+    "--statistic",
+    type=click.Choice(["median-of-minima", "mean", "p50", "p90", "min"]),
+    default="median-of-minima",
+    show_default=True,
+    help="What of the samples is predicted.",
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("predictors"), show_default=True, help="Folder.")
+@click.option("--seed", type=int, default=0, show_default=True, help="First of the split and regressor seeds.")
+@click.option("--regressor", "regressors", multiple=True, metavar="NAME", help="Keep to these regressors.")
+@click.option(
+    "--split-seeds", type=click.IntRange(2), default=10, show_default=True, help="Random splits per regressor."
+)
+@click.option(
+    "--level",
+    type=click.Choice(["auto", "graph", "kernel"]),
+    default="auto",
+    show_default=True,
+    help="Sum over kernels or features of the graph; auto: kernels where a data set has their times.",
+)
+@click.option("--summary", is_flag=True, help="Print one short table instead of every regressor's scores.")
+@output_options
+def fit(
+    datasets: tuple[Path, ...],
+    runtimes: tuple[str, ...],
+    statistic: str,
+    out: Path,
+    seed: int,
+    regressors: tuple[str, ...],
+    split_seeds: int,
+    level: str,
+    summary: bool,
+    style: str,
+    output: str,
+) -> None:
+    """Compare regressors on data sets, write the best of each runtime as a predictor; without arguments: datasets/*.
+
+    \b
+    latmod fit
+    latmod fit datasets/resnet-varied-width --runtime torch --statistic mean
+    """
+    from latmod.cli.fit_text import full_text, kernel_text, summary_text
+    from latmod.dataset import DatasetFolder
+    from latmod.fitting import by_level, write_artifact
+    from latmod.fitting import fit as fit_folders
+    from latmod.kernel_findings import fit_kernel_level
+    from latmod.timing import Statistic
+
+    paths = datasets or tuple(sorted(path.parent for path in Path("datasets").glob("*/dataset.json")))
+    if not paths:
+        raise LatmodError("no data set in datasets/: make one with `latmod sweep`, or name one")
+    graph_sets, kernel_sets = by_level([DatasetFolder(path) for path in paths], level, named=bool(datasets))
+    reports, transfers = fit_folders(
+        graph_sets, runtimes=runtimes, statistic=Statistic(statistic), seed=seed, regressors=regressors,
+        split_seeds=split_seeds,
+    )  # fmt: skip
+    sums = fit_kernel_level(kernel_sets, runtimes=runtimes, seed=seed) if kernel_sets else []
+    artifacts = [artifact for report in reports for artifact in report.artifacts] + [one.artifact for one in sums]
+    written = [write_artifact(artifact, out) for artifact in artifacts]
+    if style in ("json", "csv"):
+        found = [row for report in reports for row in report.rows]
+        families = [row for one in sums for row in one.rows]
+        write_rows([msgspec.to_builtins(row) for row in (*found, *transfers, *families)], style, output)
+    else:
+        text = (summary_text if summary else full_text)(reports, transfers, Format(style)) if reports else ""
+        write(text + kernel_text(sums, Format(style), parts=not summary), output)
+    for path in written:
+        click.echo(f"predictor: {path}", err=True)
+
+
+@click.command()
+@click.argument("first", type=click.Path(path_type=Path), metavar="DATASET")
+@click.argument("again", type=click.Path(path_type=Path), metavar="AGAIN")
+@output_options
+def repeat(first: Path, again: Path, style: str, output: str) -> None:
+    """Compare two sweeps over the same models: how well measurements repeat, with and without drift correction.
+
+    \b
+    latmod repeat datasets/resnet-fixed-width datasets/checks/resnet-repeat
+    """
+    from latmod.dataset import DatasetFolder
+    from latmod.repeat import repeatability
+
+    rows = [msgspec.to_builtins(one) for one in repeatability(DatasetFolder(first), DatasetFolder(again))]
+    for row in rows if style in ("table", "md") else []:
+        for name in ("median_difference", "within_5", "within_10", "common_scale"):
+            row[name] = percent(row[name])
+    write_rows(rows, style, output)
+
+
+@click.command()
+@click.argument("datasets", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DATASET...")
+@predictor_option
+@runtime_option
+@click.option(
+    "--level",
+    type=click.Choice(["best", "graph", "kernel", "all"]),
+    default="best",
+    show_default=True,
+    help="What `latmod predict` answers, features of the graph alone, sums over kernels alone, or each of them.",
+)
+@click.option(
+    "--training",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="DATASET",
+    help="Also show the baselines, fitted to these data sets.",
+)
+@click.option("--summary", is_flag=True, help="Print scores, over all and family by family, not every network.")
+@output_options
+def evaluate(
+    datasets: tuple[Path, ...],
+    predictors: tuple[Path, ...],
+    runtimes: tuple[str, ...],
+    level: str,
+    training: tuple[Path, ...],
+    summary: bool,
+    style: str,
+    output: str,
+) -> None:
+    """Hold predictions against measured data sets, network by network.
+
+    \b
+    latmod evaluate datasets/checks/resnet-standard
+    """
+    from latmod.dataset import DatasetFolder
+    from latmod.evaluating import LEVELS, evaluate_baselines, summarise
+    from latmod.evaluating import evaluate as evaluate_one
+    from latmod.predictor import KernelPredictor
+
+    known = chosen_predictors(predictors, runtimes)
+    folders = [DatasetFolder(path) for path in datasets]
+    there = {"kernel" if isinstance(one, KernelPredictor) else "graph" for one in known} | {"best"}
+    levels = [name for name in LEVELS if name in there] if level == "all" else [level]
+    verdicts = [one for folder in folders for name in levels for one in evaluate_one(folder, known, name)]
+    if training:
+        seen = [DatasetFolder(path) for path in training]
+        found = [one for folder in folders for one in evaluate_baselines(folder, seen, known)]
+        verdicts += [one for one in found if not runtimes or one.runtime in runtimes]
+    rows = [msgspec.to_builtins(one) for one in (summarise(verdicts) if summary else verdicts)]
+    for row in rows if style in ("table", "md") else []:
+        if not summary and level == "best" and not training:
+            del row["level"]
+        row.pop("macs", None)
+        for name in _FRACTIONS & row.keys():
+            row[name] = percent(row[name], 2 if name in ("noise", "noise_floor") else 1)
+    write_rows(rows, style, output)

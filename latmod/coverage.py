@@ -1,0 +1,70 @@
+"""Tell which kernels lie outside what was measured, and how much of a network's time that concerns."""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from latmod.kernels import FIELDS, Kernel
+
+_CHECKED = (
+    "macs", "bytes_in", "bytes_out", "bytes_weights", "channels_in", "channels_out", "group", "kernel_h", "kernel_w",
+    "stride", "dilation", "side_out", "rows", "columns", "inner", "products", "rank",
+)  # fmt: skip
+_POSITIONS = tuple(FIELDS.index(name) for name in _CHECKED)
+TOLERANCE = 1.25
+"""A quarter beyond the range seen still counts as inside: ranges of some hundred draws end before the space does."""
+
+SHARES = (0.02, 0.2)
+"""Bounds of the share of predicted time in unseen kernels between few, some and many."""
+
+Ranges = Mapping[str, Sequence[tuple[float, float]]]
+
+
+class Unseen(msgspec.Struct, frozen=True, kw_only=True):
+    """Name one kernel that lies outside, its share of the network's time, and why."""
+
+    label: str
+    kind: str
+    share: float
+    reason: str
+
+
+def observe_ranges(kernels: Sequence[Kernel]) -> dict[str, tuple[tuple[float, float], ...]]:
+    """Return for each kind the smallest and largest value of each checked number."""
+    by_kind: dict[str, list[tuple[float, ...]]] = {}
+    for kernel in kernels:
+        by_kind.setdefault(kernel.kind, []).append(tuple(kernel.numbers[i] for i in _POSITIONS))
+    return {
+        kind: tuple((float(low), float(high)) for low, high in zip(np.min(rows, 0), np.max(rows, 0), strict=True))
+        for kind, rows in sorted(by_kind.items())
+    }
+
+
+def unseen(kernels: Sequence[Kernel], kernel_ns: NDArray[np.float64], ranges: Ranges) -> list[Unseen]:
+    """Return the kernels outside the ranges, those that take the most time first."""
+    total = float(kernel_ns.sum()) or 1.0
+    found = []
+    for kernel, ns in zip(kernels, kernel_ns, strict=True):
+        reason = _reason(kernel, ranges)
+        if reason:
+            found.append(Unseen(label=kernel.label, kind=kernel.kind, share=float(ns) / total, reason=reason))
+    return sorted(found, key=lambda one: -one.share)
+
+
+def _reason(kernel: Kernel, ranges: Ranges) -> str:
+    """Say in what respect a kernel lies outside, '' where it does not."""
+    own = ranges.get(kernel.kind)
+    if own is None:
+        return f"{kernel.kind} was never measured"
+    for name, position, (low, high) in zip(_CHECKED, _POSITIONS, own, strict=True):
+        value = kernel.numbers[position]
+        if value > high * TOLERANCE or value < low / TOLERANCE:
+            return f"{name} {value:.4g} of a {kernel.kind} is beyond what was measured ({low:.4g} to {high:.4g})"
+    return ""
+
+
+def share_group(unseen_share: float) -> int:
+    """Return 0, 1 or 2: few, some or many of a network's kernels, by time, lie outside what was measured."""
+    return sum(unseen_share > bound for bound in SHARES)

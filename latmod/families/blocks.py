@@ -1,0 +1,96 @@
+"""Building blocks that several families share."""
+
+import torch
+from torch import Tensor, nn
+
+
+def activation(name: str) -> nn.Module:
+    """Return an activation by its name, as networks use it."""
+    kinds: dict[str, type[nn.Module]] = {
+        "relu": nn.ReLU,
+        "relu6": nn.ReLU6,
+        "hardswish": nn.Hardswish,
+        "silu": nn.SiLU,
+        "sigmoid": nn.Sigmoid,
+        "hardsigmoid": nn.Hardsigmoid,
+        "leaky": nn.LeakyReLU,
+        "gelu": nn.GELU,
+        "none": nn.Identity,
+    }
+    return kinds[name]()
+
+
+class ConvUnit(nn.Sequential):
+    """A convolution, a batch norm and an activation; `kernel` may be a pair, padding keeps the side."""
+
+    def __init__(
+        self,
+        channels: int,
+        filters: int,
+        kernel: int | tuple[int, int] = 3,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        dilation: int = 1,
+        act: str = "relu",
+        norm: bool = True,
+        padding: int | tuple[int, int] | None = None,
+    ) -> None:
+        """Map `channels` to `filters`."""
+        high, wide = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+        same = (dilation * (high // 2), dilation * (wide // 2))
+        parts: list[nn.Module] = [
+            nn.Conv2d(
+                channels,
+                filters,
+                (high, wide),
+                stride=stride,
+                padding=same if padding is None else padding,
+                groups=groups,
+                dilation=dilation,
+                bias=not norm,
+            )
+        ]
+        if norm:
+            parts.append(nn.BatchNorm2d(filters))
+        if act != "none":
+            parts.append(activation(act))
+        super().__init__(*parts)
+
+
+class SqueezeExcite(nn.Module):
+    """Weigh channels by what a small network makes of their means (Hu et al. 2018, arXiv:1709.01507)."""
+
+    def __init__(self, channels: int, squeezed: int, act: str = "relu", gate: str = "sigmoid") -> None:
+        """Squeeze to `squeezed` channels in between."""
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.reduce = nn.Conv2d(channels, squeezed, 1)
+        self.act = activation(act)
+        self.expand = nn.Conv2d(squeezed, channels, 1)
+        self.gate = activation(gate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the input, its channels weighed."""
+        weights: Tensor = self.gate(self.expand(self.act(self.reduce(self.pool(x)))))
+        return weights * x
+
+
+class Head(nn.Module):
+    """Pool globally and classify, through a hidden layer if `hidden` is given."""
+
+    def __init__(self, channels: int, classes: int, *, hidden: int = 0, act: str = "relu", mean: bool = False) -> None:
+        """Map `channels` to `classes`; `mean` pools by a mean instead of an adaptive pool."""
+        super().__init__()
+        self.mean = mean
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        layers: list[nn.Module] = []
+        if hidden:
+            layers = [nn.Linear(channels, hidden), activation(act), nn.Dropout(0.2)]
+        self.classifier = nn.Sequential(*layers, nn.Linear(hidden or channels, classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits, batch x classes."""
+        flat = x.mean((2, 3)) if self.mean else torch.flatten(self.pool(x), 1)
+        logits: Tensor = self.classifier(flat)
+        return logits

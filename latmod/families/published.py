@@ -1,0 +1,137 @@
+"""Published networks, to test on: nothing is ever fitted to them."""
+
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from latmod.errors import SpecError
+from latmod.families.family import Estimate
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_FLOAT_BYTES, _MEMORY_FACTOR = 4, 4
+
+
+class PublishedSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Name one published network, and the side of its input."""
+
+    network: Annotated[str, Meta(pattern="^[A-Za-z0-9_]+$")]
+    side: Annotated[int, Meta(ge=32, le=1024)] = 224
+    batch: Annotated[int, Meta(ge=1)] = 1
+
+
+class Torchvision:
+    """The classification networks of torchvision, as it builds them, without trained weights."""
+
+    name = "torchvision"
+    spec_type = PublishedSpec
+    native = False
+    published = True
+    on_meta = False
+
+    def model_id(self, spec: msgspec.Struct) -> str:
+        """Name a model after the network, its side and batch only where unusual."""
+        return _model_id(_own(self.name, spec))
+
+    def build(self, spec: msgspec.Struct) -> "nn.Module":
+        """Build the module; raise SpecError for a network that torchvision does not have."""
+        from torchvision.models import get_model
+
+        own = _own(self.name, spec)
+        options: dict[str, Any] = {}
+        if own.network in ("googlenet", "inception_v3"):
+            options = {"aux_logits": False, "init_weights": False}
+        try:
+            module: nn.Module = get_model(own.network, weights=None, **options)
+        except ValueError as error:
+            raise SpecError(f"family {self.name}: {own.network}: {error}") from None
+        return module
+
+    def estimate(self, spec: msgspec.Struct) -> Estimate:
+        """Count by running the module on torch's meta device."""
+        from latmod.families.tracing import trace_estimate
+
+        return trace_estimate(self.build, spec, self.input_shape(spec))
+
+    def input_shape(self, spec: msgspec.Struct) -> tuple[int, ...]:
+        """Return batch x 3 x side x side."""
+        own = _own(self.name, spec)
+        return own.batch, 3, own.side, own.side
+
+    def trace_shape(self, spec: msgspec.Struct) -> tuple[int, ...]:
+        """Return the input's own shape."""
+        return self.input_shape(spec)
+
+    def source(self, spec: msgspec.Struct) -> Path | None:
+        """Return None: the graph is exported."""
+        return None
+
+
+class Light:
+    """The networks in the onnx package's folder `backend/test/data/light`: graphs of old exporters, without weights."""
+
+    name = "light"
+    spec_type = PublishedSpec
+    native = False
+    published = True
+    on_meta = True
+
+    def model_id(self, spec: msgspec.Struct) -> str:
+        """Name a model after the file."""
+        return _model_id(_own(self.name, spec))
+
+    def build(self, spec: msgspec.Struct) -> "nn.Module":
+        """Raise SpecError: there is no module."""
+        raise SpecError(f"family {self.name}: these networks are files, not modules")
+
+    def estimate(self, spec: msgspec.Struct) -> Estimate:
+        """Count from the graph."""
+        from latmod.cost import cost
+        from latmod.graph import read_graph
+
+        graph = read_graph(self.source(spec))
+        costs = [cost(node, graph) for node in graph.nodes]
+        params = sum(one.params for one in costs)
+        largest = max(one.bytes_activations for one in costs)
+        return Estimate(
+            macs=sum(one.macs for one in costs),
+            params=params,
+            peak_memory_bytes=_MEMORY_FACTOR * (_FLOAT_BYTES * params + 2 * largest),
+        )
+
+    def input_shape(self, spec: msgspec.Struct) -> tuple[int, ...]:
+        """Return the shape of the file's first input."""
+        from latmod.graph import read_inputs
+
+        return read_inputs(self.source(spec))[0].shape
+
+    def trace_shape(self, spec: msgspec.Struct) -> tuple[int, ...]:
+        """Return the same."""
+        return self.input_shape(spec)
+
+    def source(self, spec: msgspec.Struct) -> Path:
+        """Return the file; raise SpecError where the onnx package has none of that name."""
+        own = _own(self.name, spec)
+        path = Path(str(resources.files("onnx"))) / "backend" / "test" / "data" / "light" / f"light_{own.network}.onnx"
+        if not path.is_file():
+            raise SpecError(f"family {self.name}: no network {own.network}; there is no file {path}")
+        return path
+
+
+def _own(name: str, spec: msgspec.Struct) -> PublishedSpec:
+    if not isinstance(spec, PublishedSpec):
+        raise SpecError(f"family {name}: {type(spec).__name__} is the spec of another family")
+    return spec
+
+
+def _model_id(spec: PublishedSpec) -> str:
+    parts = [spec.network]
+    if spec.side != 224:
+        parts.append(f"s{spec.side}")
+    if spec.batch != 1:
+        parts.append(f"batch{spec.batch}")
+    return "-".join(parts)

@@ -1,0 +1,221 @@
+"""Fit the kernel level to data sets with per-kernel times, judge it on families it has not seen, make its artifact."""
+
+import os
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from latmod import __version__
+from latmod.additive import SEEN, Additive, residuals_to_onnx
+from latmod.artifact import SCHEMA, KernelCard, pack
+from latmod.coverage import observe_ranges, share_group
+from latmod.dataset import Card, DatasetFolder
+from latmod.drift import Correction
+from latmod.errors import DatasetError, MachineError
+from latmod.families import FAMILIES
+from latmod.findings import Artifact
+from latmod.kernel_fitting import fit_additive
+from latmod.kernel_study import Held, Part, decompose, leave_families_out, quantiles
+from latmod.kernels.columns import PHYSICAL
+from latmod.labels import LabelledModel, labelled_models
+from latmod.scores import Scores, noise_floor, score
+from latmod.study import COVERAGE
+from latmod.table import corrections
+from latmod.timing import Statistic
+
+MIN_FAMILIES = 3
+"""Fewer families leave nothing to hold out."""
+
+
+class FamilyRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold how one family (or all) was predicted by what was fitted to the others, flat; fractions, not per cent.
+
+    `kernel_sum_mape` is what the sum of the measured kernels would give, `unmatched_share` the share of told time in
+    kernels that the rules do not expect.
+    """
+
+    dataset: str
+    runtime: str
+    threads: int
+    family: str
+    models: int
+    mape: float
+    median_error: float
+    within_5: float
+    within_10: float
+    r2_log: float
+    spearman: float
+    coverage: float
+    width: float
+    noise_floor: float
+    kernel_sum_mape: float
+    unseen_share: float
+    unmatched_share: float
+
+
+class KernelReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold all that fitting the kernel level found out in one runtime."""
+
+    dataset: str
+    runtime: str
+    rows: tuple[FamilyRow, ...]
+    parts: tuple[Part, ...]
+    held: tuple[Held, ...]
+    artifact: Artifact
+
+
+def fit_kernel_level(
+    folders: Sequence[DatasetFolder], *, runtimes: Sequence[str] = (), seed: int = 0, jobs: int = 0
+) -> list[KernelReport]:
+    """Fit one predictor per runtime to all data sets together; the first one gives it its name and nominal state.
+
+    Raises MachineError where machines, versions or threads differ; DatasetError where there are no per-kernel times,
+    fewer than three families, or published networks, which are there to test on.
+    """
+    cards = [folder.read_card() for folder in folders]
+    _check(folders, cards)
+    nominal = corrections(folders[0])
+    told = {burst.runtime for folder in folders for burst in folder.read_kernels() if burst.status == "ok"}
+    names = [name for name in cards[0].runtimes if name in told and (not runtimes or name in runtimes)]
+    reports = []
+    for runtime in names:
+        models = [
+            model for folder in folders for model in labelled_models(folder, runtime, nominal=nominal[runtime].nominal)
+        ]
+        reports.append(_report(folders, cards, runtime, models, nominal[runtime], seed, jobs or os.cpu_count() or 1))
+    if not reports:
+        raise DatasetError(
+            f"{folders[0].path}: per-kernel times are there for {', '.join(sorted(told)) or 'no runtime'}"
+        )
+    return reports
+
+
+def _check(folders: Sequence[DatasetFolder], cards: Sequence[Card]) -> None:
+    first = cards[0]
+    for folder, card in zip(folders, cards, strict=True):
+        if (card.machine.id, card.protocol.threads) != (first.machine.id, first.protocol.threads):
+            raise MachineError(f"{folder.path}: another machine or number of threads than {folders[0].path}")
+        if any(card.runtimes.get(name, version) != version for name, version in first.runtimes.items()):
+            raise MachineError(f"{folder.path}: another version of a runtime than {folders[0].path}")
+        published = sorted({m.family for m in card.models if FAMILIES[m.family].published})
+        if published:
+            raise DatasetError(
+                f"{folder.path}: holds published networks ({', '.join(published)}), which are there to test on; "
+                "leave it out"
+            )
+        if not folder.read_kernels():
+            raise DatasetError(f"{folder.path}: no per-kernel times; measure them with latmod sweep --kernels")
+    families = {model.family for card in cards for model in card.planned}
+    if len(families) < MIN_FAMILIES:
+        raise DatasetError(f"{len(families)} families; at least {MIN_FAMILIES} are needed, to hold one out")
+
+
+def _report(
+    folders: Sequence[DatasetFolder],
+    cards: Sequence[Card],
+    runtime: str,
+    models: Sequence[LabelledModel],
+    correction: Correction,
+    seed: int,
+    jobs: int,
+) -> KernelReport:
+    held = leave_families_out(models, seed=seed, jobs=jobs)
+    widths = quantiles(held)
+    card = cards[0]
+    threads = card.protocol.threads
+    rows = [_row(card.name, runtime, threads, "all", held, widths)]
+    for family in sorted({one.family for one in held}):
+        own = [one for one in held if one.family == family]
+        rows.append(_row(card.name, runtime, threads, family, own, widths))
+    fitted = fit_additive(models, seed)
+    return KernelReport(
+        dataset=card.name,
+        runtime=runtime,
+        rows=tuple(rows),
+        parts=tuple(decompose(fitted, models)),
+        held=tuple(held),
+        artifact=_artifact(cards, runtime, models, correction, fitted, rows[0], widths),
+    )
+
+
+def score_held(held: Sequence[Held], widths: tuple[float, float, float]) -> Scores:
+    """Score models that were held out, with the intervals that an artifact would give."""
+    truth = np.array([one.latency_ns for one in held])
+    predicted = np.array([one.predicted_ns for one in held])
+    factors = np.exp([widths[share_group(one.unseen_share)] for one in held])
+    return score(truth, predicted, predicted / factors, predicted * factors)
+
+
+def _row(
+    dataset: str, runtime: str, threads: int, family: str, held: Sequence[Held], widths: tuple[float, float, float]
+) -> FamilyRow:
+    found = score_held(held, widths)
+    sums = [abs(one.kernel_sum_ns / one.latency_ns - 1.0) for one in held if np.isfinite(one.kernel_sum_ns)]
+    return FamilyRow(
+        dataset=dataset,
+        runtime=runtime,
+        threads=threads,
+        family=family,
+        models=len(held),
+        mape=found.mape,
+        median_error=found.median_error,
+        within_5=found.within_5,
+        within_10=found.within_10,
+        r2_log=found.r2_log,
+        spearman=found.spearman,
+        coverage=found.coverage,
+        width=found.width,
+        noise_floor=float(np.median([one.noise for one in held])),
+        kernel_sum_mape=float(np.mean(sums)) if sums else float("nan"),
+        unseen_share=float(np.mean([one.unseen_share for one in held])),
+        unmatched_share=float(np.nanmean([one.unmatched_share for one in held])),
+    )
+
+
+def _artifact(
+    cards: Sequence[Card],
+    runtime: str,
+    models: Sequence[LabelledModel],
+    correction: Correction,
+    fitted: Additive,
+    overall: FamilyRow,
+    widths: tuple[float, float, float],
+) -> Artifact:
+    first = cards[0]
+    kernels = [kernel for model in models for kernel in model.kernels]
+    scored = ("mape", "median_error", "within_5", "within_10", "r2_log", "spearman", "coverage", "width")
+    card = KernelCard(
+        schema=SCHEMA,
+        latmod=__version__,
+        dataset=first.name,
+        space=msgspec.json.encode([space for card in cards for space in card.spaces]).decode(),
+        statistic=Statistic.MEDIAN_OF_MINIMA.value,
+        runtime=runtime,
+        runtime_version=first.runtimes[runtime],
+        settings=first.settings.get(runtime, {}),
+        threads=first.protocol.threads,
+        batches=(1,),
+        machine_id=first.machine.id,
+        machine=first.machine.label,
+        nominal=correction.nominal,
+        drift_weights=correction.weights,
+        models=len(models),
+        scores={name: getattr(overall, name) for name in scored},
+        noise_floor=noise_floor([(1.0, 1.0 + model.noise) for model in models]),
+        coverage=COVERAGE,
+        quantiles=widths,
+        isa=tuple(first.machine.isa),
+        families=tuple(sorted({model.family for model in models})),
+        kernels=len(kernels),
+        physical=PHYSICAL,
+        kinds=fitted.rates.kinds,
+        rates=fitted.rates.rates,
+        scales=fitted.scales,
+        call_ns=fitted.call_ns,
+        run_ns=fitted.run_ns,
+        groups=tuple(residual is not None for residual in fitted.residuals),
+        seen=SEEN,
+        ranges=observe_ranges(kernels),
+    )
+    return Artifact(card=card, content=pack(residuals_to_onnx(fitted), card))

@@ -1,0 +1,156 @@
+"""Fit the additive model to labelled kernels and whole latencies."""
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from latmod.additive import FLOOR_NS, GROUPS, MAX_RESIDUAL, OTHER, Additive, Rates, group_of, residual_columns
+from latmod.kernels import Kernel
+from latmod.kernels.columns import PHYSICAL, Columns, column_matrix, physical_part
+from latmod.labels import LabelledModel
+
+Floats = NDArray[np.float64]
+
+_FEW = 12
+"""Kernels of one kind below which it is priced as `OTHER`."""
+_TREES: dict[str, int | float] = {
+    "max_iter": 400, "learning_rate": 0.05, "max_leaf_nodes": 24, "min_samples_leaf": 8, "l2_regularization": 1.0,
+}  # fmt: skip
+_CALIBRATION_PULL = 1.0
+"""How strongly the calibration is drawn to none at all, in rows of data per row."""
+
+
+def fit_additive(models: Sequence[LabelledModel], seed: int = 0) -> Additive:
+    """Fit rates, residuals and the calibration to whole latencies.
+
+    Labels are first brought to sum to the latency that was measured without a profile: what the engine tells includes
+    the telling, a cost per kernel that is the same for all.
+    """
+    kernels, label_ns, weights = training_kernels(models)
+    kinds = [kernel.kind for kernel in kernels]
+    columns = column_matrix(kernels)
+    rates = _fit_rates(kinds, columns, label_ns, weights)
+    physics = rates.ns(kinds, columns)
+    seen = residual_columns(columns, rates.index(kinds), physics)
+    target = np.clip(np.log(label_ns / physics), -MAX_RESIDUAL, MAX_RESIDUAL)
+    groups = np.array([group_of(kind) for kind in kinds])
+    residuals = tuple(
+        _fit_residual(seen[groups == group], target[groups == group], weights[groups == group], seed)
+        for group in range(len(GROUPS))
+    )
+    plain = Additive(rates=rates, residuals=residuals, scales=(1.0,) * len(GROUPS), call_ns=0.0, run_ns=0.0)
+    return calibrated(plain, models)
+
+
+def training_kernels(models: Sequence[LabelledModel]) -> tuple[list[Kernel], Floats, Floats]:
+    """Return all labelled kernels, their labels in ns, and weights: each model weighs as much as its kernels do.
+
+    A kernel's weight is the root of its share of the model's time: what matters is the sum, but a kernel that is small
+    here may be large elsewhere.
+    """
+    overhead_ns = telling_ns(models)
+    kernels: list[Kernel] = []
+    labels: list[float] = []
+    weights: list[float] = []
+    for model in models:
+        told = np.array(model.kernel_ns)
+        known = np.isfinite(told)
+        if not known.any():
+            continue
+        own = np.maximum(told - overhead_ns, 0.2 * told)
+        total = float(own[known].sum()) + model.unmatched_ns
+        own = own * (model.latency_ns / max(total, 1.0))
+        share = np.sqrt(own[known] / own[known].sum())
+        for position, weight in zip(np.flatnonzero(known), share / share.sum() * np.sqrt(known.sum()), strict=True):
+            kernels.append(model.kernels[position])
+            labels.append(max(float(own[position]), FLOOR_NS / 3.0))
+            weights.append(float(weight))
+    return kernels, np.array(labels), np.array(weights)
+
+
+def telling_ns(models: Sequence[LabelledModel]) -> float:
+    """Return what the telling adds to each kernel: the slope of (told - latency) over the number of kernels.
+
+    Fitted on relative error, so that small networks, where it shows, decide. Negative where the engine spends time
+    between kernels that it tells nothing of.
+    """
+    rows = [(m.told_ns - m.latency_ns, len(m.kernels), m.latency_ns) for m in models if np.isfinite(m.told_ns)]
+    if not rows:
+        return 0.0
+    difference, count, latency = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
+    x, y = count / latency, difference / latency
+    slopes = y / x
+    centre = float(np.median(slopes))
+    # Once more around the median, without the models whose rounds were disturbed.
+    near = np.abs(y - centre * x) <= 0.1
+    return float((x[near] * y[near]).sum() / (x[near] ** 2).sum()) if near.any() else centre
+
+
+def _fit_rates(kinds: Sequence[str], columns: Columns, label_ns: Floats, weights: Floats) -> Rates:
+    physical = physical_part(columns)
+    positions: dict[str, list[int]] = {}
+    for position, kind in enumerate(kinds):
+        positions.setdefault(kind, []).append(position)
+    found: dict[str, tuple[float, ...]] = {}
+    for kind, own in sorted(positions.items()):
+        if len(own) >= _FEW:
+            found[kind] = _non_negative(physical[own], label_ns[own], weights[own])
+    # Unknown kinds move bytes: rates of everything that is neither a convolution nor a product.
+    light = [p for kind, own in positions.items() if group_of(kind) == 3 for p in own] or list(range(len(kinds)))
+    found[OTHER] = _non_negative(physical[light], label_ns[light], weights[light])
+    return Rates(kinds=tuple(found), rates=tuple(found.values()))
+
+
+def _non_negative(physical: Floats, label_ns: Floats, weights: Floats, ridge: float = 1e-4) -> tuple[float, ...]:
+    """Fit non-negative rates on relative error; columns are brought to the same norm, `ridge` shares between alikes."""
+    from scipy.optimize import nnls  # type: ignore[import-untyped]
+
+    root = np.sqrt(weights / weights.mean())[:, None]
+    scaled = physical / label_ns[:, None] * root
+    norms = np.linalg.norm(scaled, axis=0)
+    norms[norms == 0.0] = 1.0
+    penalty = np.sqrt(ridge * len(scaled)) * np.eye(len(PHYSICAL))
+    left = np.concatenate([scaled / norms * np.sqrt(len(scaled)), penalty])
+    right = np.concatenate([root[:, 0] * np.sqrt(len(scaled)), np.zeros(len(PHYSICAL))])
+    solution, _ = nnls(left, right, maxiter=100 * len(PHYSICAL))
+    return tuple((solution / norms).tolist())
+
+
+def _fit_residual(seen: Columns, target: Floats, weights: Floats, seed: int) -> object | None:
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    if len(target) < 4 * _FEW:
+        return None
+    model = HistGradientBoostingRegressor(
+        **_TREES, loss="squared_error", random_state=seed, early_stopping=False, categorical_features=None
+    )
+    fitted: object = model.fit(seen, target, sample_weight=weights / weights.mean())
+    return fitted
+
+
+def calibrated(plain: Additive, models: Sequence[LabelledModel]) -> Additive:
+    """Fit one scale per group, a cost per kernel and one per run to whole latencies, on relative error.
+
+    All are drawn to what they are without it (1, 0, 0): the labels already sum to the whole, on the models seen.
+    """
+    rows, latencies = [], []
+    for model in models:
+        raw, groups = plain.raw_ns(model.kernels)
+        rows.append([*(raw[groups == group].sum() for group in range(len(GROUPS))), float(len(raw)), 1.0])
+        latencies.append(model.latency_ns)
+    x, y = np.array(rows), np.array(latencies)
+    start = np.array([1.0] * len(GROUPS) + [0.0, 0.0])
+    penalty = np.diag([0.1] * len(GROUPS) + [1e-4, 1e-5]) * np.sqrt(len(y)) * _CALIBRATION_PULL
+    scaled = x / y[:, None]
+    left = np.concatenate([scaled, penalty])
+    right = np.concatenate([1.0 - scaled @ start, np.zeros(len(start))])
+    change, *_ = np.linalg.lstsq(left, right, rcond=None)
+    fitted = start + change
+    return msgspec.structs.replace(
+        plain,
+        scales=tuple(np.clip(fitted[: len(GROUPS)], 0.5, 2.0).tolist()),
+        call_ns=float(fitted[-2]),
+        run_ns=max(0.0, float(fitted[-1])),
+    )

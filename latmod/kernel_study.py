@@ -1,0 +1,155 @@
+"""Judge the kernel level on families that it was not fitted on, and calibrate its intervals on them."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from latmod.additive import Additive
+from latmod.coverage import observe_ranges, share_group, unseen
+from latmod.kernel_fitting import fit_additive
+from latmod.labels import LabelledModel
+from latmod.scores import conformal_quantile
+from latmod.study import COVERAGE, run_all
+
+Floats = NDArray[np.float64]
+
+_FEW = 20
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold one model as it was predicted without its family: latencies in ns, and where the error comes from.
+
+    `kernel_sum_ns` is the sum of the kernels as measured, which no additive model can beat; `unseen_share` the share of
+    predicted time in kernels outside what was measured; `unmatched_share` that of told time in kernels that the rules
+    do not expect.
+    """
+
+    model: str
+    family: str
+    kernels: int
+    latency_ns: float
+    predicted_ns: float
+    kernel_sum_ns: float
+    noise: float
+    unseen_share: float
+    unmatched_share: float
+
+    @property
+    def log_error(self) -> float:
+        """Return log(measured / predicted)."""
+        return float(np.log(self.latency_ns / self.predicted_ns))
+
+
+def leave_families_out(models: Sequence[LabelledModel], *, seed: int = 0, jobs: int = 1) -> list[Held]:
+    """Predict every model by what was fitted to all families but its own, in the order of the models."""
+    families = sorted({model.family for model in models})
+    parts = run_all(partial(_without, models, seed), families, jobs)
+    by_model = {held.model: held for part in parts for held in part}
+    return [by_model[model.model] for model in models]
+
+
+def out_of_fold(models: Sequence[LabelledModel], *, seed: int = 0, folds: int = 5, jobs: int = 1) -> list[Held]:
+    """Predict every model by what was fitted to four fifths of the others, whatever their family."""
+    order = np.random.default_rng(seed).permutation(len(models))
+    parts = run_all(partial(_fold, models, seed), [set(order[fold::folds].tolist()) for fold in range(folds)], jobs)
+    by_model = {held.model: held for part in parts for held in part}
+    return [by_model[model.model] for model in models]
+
+
+def _without(models: Sequence[LabelledModel], seed: int, family: str) -> list[Held]:
+    kept = [model for model in models if model.family != family]
+    return held_out(kept, [model for model in models if model.family == family], seed)
+
+
+def _fold(models: Sequence[LabelledModel], seed: int, held: set[int]) -> list[Held]:
+    kept = [model for position, model in enumerate(models) if position not in held]
+    return held_out(kept, [models[position] for position in sorted(held)], seed)
+
+
+def held_out(kept: Sequence[LabelledModel], tested: Sequence[LabelledModel], seed: int) -> list[Held]:
+    """Predict some models by what is fitted to others."""
+    fitted = fit_additive(kept, seed)
+    ranges = observe_ranges([kernel for model in kept for kernel in model.kernels])
+    return [judge(fitted, ranges, model) for model in tested]
+
+
+def judge(fitted: Additive, ranges: dict[str, tuple[tuple[float, float], ...]], model: LabelledModel) -> Held:
+    """Predict one model and say what is known of its error."""
+    kernel_ns = fitted.kernel_ns(model.kernels)
+    outside = unseen(model.kernels, kernel_ns, ranges)
+    told = np.array(model.kernel_ns)
+    return Held(
+        model=model.model,
+        family=model.family,
+        kernels=len(model.kernels),
+        latency_ns=model.latency_ns,
+        predicted_ns=float(kernel_ns.sum()) + fitted.run_ns,
+        kernel_sum_ns=float(np.nansum(told)) + model.unmatched_ns if np.isfinite(told).any() else float("nan"),
+        noise=model.noise,
+        unseen_share=sum(one.share for one in outside),
+        unmatched_share=model.unmatched_ns / model.told_ns if model.told_ns else float("nan"),
+    )
+
+
+def quantiles(held: Sequence[Held], coverage: float = COVERAGE) -> tuple[float, float, float]:
+    """Return the quantiles of |log error| for models with few, some and many kernels unseen; never shrinking."""
+    found: list[float] = []
+    for place in range(3):
+        errors = np.array([one.log_error for one in held if share_group(one.unseen_share) == place])
+        before = found[-1] if found else 0.0
+        own = conformal_quantile(errors, coverage) if len(errors) >= _FEW else max(2.0 * before, 0.1)
+        found.append(max(before, own))
+    return found[0], found[1], found[2]
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold the error of one kind of kernel on models that were held out.
+
+    `share` is its part of all told time; `bias` the sum predicted over the sum measured, minus one; `error` the mean
+    absolute error relative to the sum; `contribution` what it adds to a network's relative error (rms over networks).
+    """
+
+    kind: str
+    kernels: int
+    share: float
+    bias: float
+    error: float
+    contribution: float
+
+
+def decompose(fitted: Additive, models: Sequence[LabelledModel]) -> list[Part]:
+    """Return the error of each kind of kernel, the largest contribution first."""
+    sums: dict[str, list[tuple[float, float, float]]] = {}
+    contributions: dict[str, list[float]] = {}
+    for model in models:
+        told = np.array(model.kernel_ns)
+        known = np.isfinite(told)
+        if not known.any():
+            continue
+        predicted = fitted.kernel_ns(model.kernels)
+        scale = model.latency_ns / max(float(told[known].sum()), 1.0)
+        own: dict[str, float] = {}
+        for kernel, ns, estimate in zip(model.kernels, told * scale, predicted, strict=True):
+            if np.isfinite(ns):
+                sums.setdefault(kernel.kind, []).append((ns, estimate - ns, abs(estimate - ns)))
+                own[kernel.kind] = own.get(kernel.kind, 0.0) + estimate - ns
+        for kind, difference in own.items():
+            contributions.setdefault(kind, []).append(difference / model.latency_ns)
+    total = sum(ns for rows in sums.values() for ns, _, _ in rows) or 1.0
+    parts = []
+    for kind, rows in sums.items():
+        measured = sum(row[0] for row in rows)
+        parts.append(
+            Part(
+                kind=kind,
+                kernels=len(rows),
+                share=measured / total,
+                bias=sum(row[1] for row in rows) / measured,
+                error=sum(row[2] for row in rows) / measured,
+                contribution=float(np.sqrt(np.sum(np.square(contributions[kind])) / len(models))),
+            )
+        )
+    return sorted(parts, key=lambda part: -part.contribution)

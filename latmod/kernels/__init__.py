@@ -1,0 +1,30 @@
+"""Turn a graph into the kernels that a given runtime executes, without any engine at hand."""
+
+from collections.abc import Iterable
+
+from latmod.graph import Graph
+from latmod.kernels.kernel import FIELDS, Kernel, describe
+from latmod.kernels.onnxruntime import optimise
+from latmod.kernels.torch import run_eagerly
+
+
+def kernels(graph: Graph, runtime: str, *, isa: Iterable[str] = (), threads: int = 1) -> tuple[Kernel, ...]:
+    """Return the kernels of a graph in a runtime, on a machine with an instruction set, in no certain order.
+
+    A runtime without rules of its own is taken to run node by node. Raises GraphError where shapes contradict an
+    operator.
+    """
+    if runtime == "onnxruntime":
+        return describe(optimise(graph, block=channel_block(isa)))
+    return describe(run_eagerly(graph, threads=threads))
+
+
+def channel_block(isa: Iterable[str]) -> int:
+    """Return onnxruntime's channel block (MlasNchwcGetBlockSize): 16 with AVX-512, 8 without, 1 where it has none."""
+    found = set(isa)
+    if "avx512f" in found:
+        return 16
+    return 8 if "avx" in found or "avx2" in found else 1
+
+
+__all__ = ["FIELDS", "Kernel", "channel_block", "kernels"]

@@ -1,0 +1,91 @@
+"""Turn kernels into columns of numbers that regressors see: float32, the same in fitting and predicting."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latmod.kernels.kernel import FIELDS, Kernel
+
+_L2_BYTES, _LARGE_L2_BYTES, _L3_BYTES = 512 * 1024, 1024 * 1024, 32 * 1024 * 1024
+"""Cache sizes at which weights and activations begin to be read from farther away; typical of x86 servers."""
+
+PHYSICAL = (
+    "one", "macs", "padded_macs", "steps", "bytes_in", "bytes_out", "bytes_weights", "numel_out", "unfolded_bytes",
+    "weights_over_l2", "weights_over_l3", "activations_over_l2", "activations_over_l3", "calls", "pieces",
+)  # fmt: skip
+"""Quantities that take time in proportion; physics gives each kind non-negative rates of these.
+
+- unfolded_bytes: of the matrix that a convolution makes of its input (im2col); *_over_*: bytes beyond a cache.
+- calls: how many products or groups are run one after another; pieces: how many contiguous pieces are copied.
+"""
+
+DERIVED = (
+    "log_macs", "log_bytes", "log_weights", "intensity", "macs_per_out", "weights_per_l2", "activations_per_l2",
+    "in_rest16", "out_rest16", "in_rest8", "out_rest8", "group_in", "group_out", "column_rest16", "row_rest",
+    "pixels_out", "kernel_area", "aspect",
+)  # fmt: skip
+"""What the residual sees beside a kernel's numbers: sizes in logarithms, ratios, and remainders by block sizes."""
+
+COLUMNS = (*FIELDS, *PHYSICAL, *DERIVED)
+
+Floats = NDArray[np.float64]
+Columns = NDArray[np.float32]
+
+
+def column_matrix(kernels: Sequence[Kernel]) -> Columns:
+    """Return the columns named in `COLUMNS`, float32 [kernels, columns]."""
+    numbers = np.array([kernel.numbers for kernel in kernels], dtype=np.float64).reshape(-1, len(FIELDS))
+    x = {field: numbers[:, position] for position, field in enumerate(FIELDS)}
+    physical = _physical(x)
+    derived = _derived(x)
+    parts = [numbers, *(physical[name][:, None] for name in PHYSICAL), *(derived[name][:, None] for name in DERIVED)]
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def physical_part(columns: Columns) -> Floats:
+    """Return the physical quantities among the columns, float64 [kernels, len(PHYSICAL)]."""
+    first = len(FIELDS)
+    return columns[:, first : first + len(PHYSICAL)].astype(np.float64)
+
+
+def _physical(x: dict[str, Floats]) -> dict[str, Floats]:
+    activations = x["bytes_in"] + x["bytes_out"]
+    inner = np.maximum(x["inner"], 1.0)
+    return {
+        "one": np.ones_like(x["macs"]),
+        **{name: x[name] for name in PHYSICAL[1:8]},
+        "unfolded_bytes": 4.0 * x["rows"] * x["inner"] * np.maximum(x["products"], 1.0) * (x["kernel_h"] > 0),
+        "weights_over_l2": np.maximum(0.0, x["bytes_weights"] - _LARGE_L2_BYTES),
+        "weights_over_l3": np.maximum(0.0, x["bytes_weights"] - _L3_BYTES),
+        "activations_over_l2": np.maximum(0.0, activations - _LARGE_L2_BYTES),
+        "activations_over_l3": np.maximum(0.0, activations - _L3_BYTES),
+        "calls": np.maximum(x["products"], x["group"]),
+        "pieces": np.where(x["products"] > 0, 0.0, x["numel_out"] / inner) * (x["inner"] > 0),
+    }
+
+
+def _derived(x: dict[str, Floats]) -> dict[str, Floats]:
+    activations = x["bytes_in"] + x["bytes_out"]
+    moved = activations + x["bytes_weights"]
+    groups = np.maximum(x["group"], 1.0)
+    return {
+        "log_macs": np.log2(x["macs"] + 1.0),
+        "log_bytes": np.log2(activations + 1.0),
+        "log_weights": np.log2(x["bytes_weights"] + 1.0),
+        "intensity": x["macs"] / np.maximum(moved, 1.0),
+        "macs_per_out": x["macs"] / np.maximum(x["numel_out"], 1.0),
+        "weights_per_l2": np.log2(x["bytes_weights"] / _L2_BYTES + 1e-3),
+        "activations_per_l2": np.log2(activations / _L2_BYTES + 1e-3),
+        "in_rest16": x["channels_in"] % 16,
+        "out_rest16": x["channels_out"] % 16,
+        "in_rest8": x["channels_in"] % 8,
+        "out_rest8": x["channels_out"] % 8,
+        "group_in": x["channels_in"] / groups,
+        "group_out": x["channels_out"] / groups,
+        "column_rest16": x["columns"] % 16,
+        "row_rest": x["rows"] % 6,
+        "pixels_out": x["side_out"] ** 2,
+        "kernel_area": x["kernel_h"] * x["kernel_w"],
+        "aspect": np.log2((x["rows"] + 1.0) / (x["columns"] + 1.0)),
+    }

@@ -1,0 +1,423 @@
+"""What onnxruntime's CPU provider makes of a graph (all optimisations on), without asking it.
+
+The rules follow `graph_transformer_utils.cc` of onnxruntime 1.20 to 1.32 in its order; each names the transformer that
+it stands for. The tests hold them against the graph that onnxruntime itself saves.
+"""
+
+from math import isclose, prod, sqrt
+
+from latmod.graph import Graph
+from latmod.kernels.nchwc import block_layout
+from latmod.kernels.rewriting import Rewriter, Step
+from latmod.kernels.transposes import move_transposes, permutation
+
+MS = "com.microsoft::"
+_CONV_ACTIVATIONS = frozenset({"Relu", "Sigmoid", "Tanh", "LeakyRelu", "Clip", "HardSigmoid"})
+_GEMM_ACTIVATIONS = frozenset({"Relu", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "Elu", "Selu", "Softplus"})
+
+
+def optimise(graph: Graph, *, block: int) -> Rewriter:
+    """Return what is executed, step by step; `block` is the channel block of the machine's convolutions (8 or 16)."""
+    work = Rewriter(graph)
+    _decompose(work)
+    _fold_into_convolutions(work)
+    _drop_noops(work)
+    _gelu(work)
+    _layer_norm(work)
+    _matmul_add(work)
+    _join_reshapes(work)
+    move_transposes(work)
+    _join_reshapes(work)
+    _split(work)
+    _transposed_products(work)
+    _gemm_activation(work)
+    _conv_activation(work)
+    _bias_gelu(work)
+    _skip_layer_norm(work)
+    _quick_gelu(work)
+    _scaled_products(work)
+    _transposed_products(work)
+    if block > 1:
+        block_layout(work, block)
+    _conv_add_activation(work)
+    return work
+
+
+def _decompose(work: Rewriter) -> None:
+    """HardSwish has no kernel of its own: it runs as x * HardSigmoid(x), as the ONNX standard defines it."""
+    for step in work.live():
+        if step.op == "HardSwish":
+            gate = work.declare(f"{step.out}:gate", step.inputs[0], work.shape(step.inputs[0]))
+            work.insert("HardSigmoid", step.inputs[0], gate, step, after=False)
+            work.rewire(step, [step.inputs[0], gate])
+            step.op, step.attributes = "Mul", {}
+
+
+def _fold_into_convolutions(work: Rewriter) -> None:
+    """ConvBNFusion, ConvMulFusion, ConvAddFusion: what follows a convolution, per channel, goes into its weights."""
+    for step in work.live():
+        if step.op != "Conv" or not _is_static(work, step.inputs[1:]):
+            continue
+        while (after := work.only_reader(step.out)) is not None and _is_per_channel(work, step, after):
+            work.absorb(step, after)
+            if len(step.inputs) < 3 or not step.inputs[2]:
+                filters = work.shape(step.inputs[1])[:1]
+                bias = work.declare(f"{step.out}:bias", step.inputs[1], filters, static=True)
+                work.rewire(step, [*step.inputs[:2], bias])
+
+
+def _is_per_channel(work: Rewriter, conv: Step, after: Step) -> bool:
+    if after.op == "BatchNormalization":
+        return after.inputs[0] == conv.out and len([name for name in after.outputs if name]) == 1
+    if after.op not in ("Mul", "Add") or len(after.inputs) != 2:
+        return False
+    other = after.inputs[1] if after.inputs[0] == conv.out else after.inputs[0]
+    if other not in work.static:
+        return False
+    shape, rank = work.shape(other), len(work.shape(conv.out))
+    if after.op == "Mul" and shape in ((), (1,)):
+        return True
+    channels = work.shape(conv.out)[1]
+    return shape in ((channels, *(1,) * (rank - 2)), (1, channels, *(1,) * (rank - 2)))
+
+
+def _drop_noops(work: Rewriter) -> None:
+    """EliminateSlice, NoopElimination, ExpandElimination, and a Transpose or Reshape that changes nothing."""
+    for step in work.live():
+        if step.out in work.results:
+            continue
+        if step.op in ("Expand", "Slice", "Pad") and _same_shape(work, step):
+            work.bypass(step)
+        elif step.op == "Transpose":
+            rank = len(work.shape(step.inputs[0]))
+            if step.attributes.get("perm") == tuple(range(rank)):
+                work.bypass(step)
+        elif step.op in ("Add", "Sub", "Mul", "Div") and len(step.inputs) == 2:
+            neutral = 0.0 if step.op in ("Add", "Sub") else 1.0
+            for position in (0, 1) if step.op in ("Add", "Mul") else (1,):
+                kept = step.inputs[1 - position]
+                if work.scalar(step.inputs[position]) == neutral and work.shape(kept) == work.shape(step.out):
+                    work.bypass(step, kept)
+                    break
+
+
+def _same_shape(work: Rewriter, step: Step) -> bool:
+    return step.inputs[0] not in work.static and work.shape(step.inputs[0]) == work.shape(step.out) != ()
+
+
+def _gelu(work: Rewriter) -> None:
+    """GeluFusion: x / sqrt(2), Erf, + 1, * x, * 0.5, in any order of the last two."""
+    for erf in work.live():
+        if erf.op != "Erf":
+            continue
+        scaled, plus = work.producers.get(erf.inputs[0]), work.only_reader(erf.out)
+        if scaled is None or plus is None or plus.op != "Add" or scaled.op not in ("Div", "Mul"):
+            continue
+        source = _other_than_scalar(work, scaled, sqrt(2.0) if scaled.op == "Div" else sqrt(0.5))
+        last = [plus]
+        for _ in range(2):
+            following = work.only_reader(last[-1].out)
+            if following is not None and following.op == "Mul":
+                last.append(following)
+        if source is None or work.only_reader(scaled.out) is not erf:
+            continue
+        if len(last) == 3:
+            work.replace(scaled, f"{MS}Gelu", [source], [last[-1].out], erf, *last)
+        elif len(last) == 2:
+            # 0.5 * x stands on its own before the product.
+            half = next((p for name in last[1].inputs if (p := work.producers.get(name)) not in (None, plus)), None)
+            if half is not None and half.op == "Mul" and _other_than_scalar(work, half, 0.5) == source:
+                work.replace(scaled, f"{MS}Gelu", [source], [last[-1].out], erf, *last, half)
+
+
+def _other_than_scalar(work: Rewriter, step: Step, wanted: float) -> str | None:
+    """Give the input that a step combines with a certain number."""
+    for position, name in enumerate(step.inputs):
+        value = work.scalar(name)
+        if value is not None and isclose(value, wanted, rel_tol=1e-3):
+            return step.inputs[1 - position]
+    return None
+
+
+def _layer_norm(work: Rewriter) -> None:
+    """LayerNormFusion: mean, subtract, square, mean, add epsilon, root, divide, and scale and shift if they follow."""
+    for root in work.live():
+        if root.op != "Sqrt":
+            continue
+        plus = work.producers.get(root.inputs[0])
+        variance = next((p for name in plus.inputs if (p := work.producers.get(name))), None) if plus else None
+        if plus is None or variance is None or plus.op != "Add" or variance.op != "ReduceMean":
+            continue
+        square, divide = work.producers.get(variance.inputs[0]), work.only_reader(root.out)
+        if square is None or divide is None or square.op not in ("Pow", "Mul") or divide.op != "Div":
+            continue
+        centred = work.producers.get(square.inputs[0])
+        if centred is None or centred.op != "Sub" or centred.out not in divide.inputs:
+            continue
+        mean = work.producers.get(centred.inputs[1])
+        if mean is None or mean.op != "ReduceMean":
+            continue
+        parts = [centred, square, variance, plus, root, divide]
+        inputs = [centred.inputs[0]]
+        for op in ("Mul", "Add"):
+            following = work.only_reader(parts[-1].out)
+            static = [name for name in following.inputs if name in work.static] if following else []
+            if following is not None and following.op == op and static:
+                parts.append(following)
+                inputs.append(static[0])
+        work.replace(mean, "LayerNormalization", inputs, [parts[-1].out], *parts)
+
+
+def _matmul_add(work: Rewriter) -> None:
+    """MatMulAddFusion: a product with one matrix plus a row is a Gemm; reshapes flatten rows of more dims."""
+    for step in work.live():
+        if step.op != "MatMul" or len(work.shape(step.inputs[1])) != 2:
+            continue
+        after, left = work.only_reader(step.out), work.shape(step.inputs[0])
+        if after is None or after.op != "Add" or not left:
+            continue
+        bias = next((name for name in after.inputs if name != step.out), "")
+        columns = work.shape(step.inputs[1])[1]
+        flat = len(left) == 2
+        if work.shape(bias) != (columns,) and not (flat and work.shape(bias) in ((1, columns), (left[0], columns))):
+            continue
+        work.absorb(step, after)
+        step.op = "Gemm"
+        source, result = step.inputs[0], step.out
+        if not flat:
+            rows = prod(left[:-1])
+            matrix = work.declare(f"{source}:matrix:{result}", source, (rows, left[-1]))
+            product = work.declare(f"{result}:matrix", result, (rows, columns))
+            work.insert("Reshape", source, matrix, step, after=False)
+            work.insert("Reshape", product, result, step, after=True)
+            source = matrix
+            step.outputs = [product]
+            work.producers[product] = step
+        work.rewire(step, [source, step.inputs[1], bias])
+
+
+def _join_reshapes(work: Rewriter) -> None:
+    """ReshapeFusion: of two that follow each other one is enough."""
+    for step in work.live():
+        before = work.producers.get(step.inputs[0]) if step.op in ("Reshape", "Unsqueeze") else None
+        if before is not None and before.op == "Reshape" and work.only_reader(before.out) is step:
+            step.op = "Reshape"
+            step.sources += before.sources
+            work.rewire(step, [before.inputs[0], *step.inputs[1:]])
+            work.remove(before)
+
+
+def _split(work: Rewriter) -> None:
+    """GatherSliceToSplitFusion: positions, or slices, that together read a whole axis are one Split."""
+    for name in list(work.readers):
+        readers = work.uses(name)
+        if len(readers) < 2 or name in work.static or name in work.results:
+            continue
+        if all(step.op == "Gather" and work.shape(step.inputs[1]) == () for step in readers):
+            _split_positions(work, name, readers)
+        elif all(step.op == "Slice" for step in readers):
+            _split_slices(work, name, readers)
+
+
+def _split_positions(work: Rewriter, name: str, readers: list[Step]) -> None:
+    shape = work.shape(name)
+    axes = {_axis(step, len(shape)) for step in readers}
+    indices = sorted(int(work.scalar(step.inputs[1]) or 0) % max(1, shape[min(axes)]) for step in readers)
+    axis = min(axes)
+    if len(axes) > 1 or indices != list(range(shape[axis])):
+        return
+    kept = (*shape[:axis], 1, *shape[axis + 1 :])
+    parts = [work.declare(f"{step.out}:part", name, kept) for step in readers]
+    gone = list(readers)
+    results = [step.out for step in gone]
+    made = work.replace(gone[0], "Split", [name], parts, *gone[1:])
+    made.attributes = {"axis": axis}
+    for part, result in zip(parts, results, strict=True):
+        work.insert("Squeeze", part, result, made, after=True)
+
+
+def _split_slices(work: Rewriter, name: str, readers: list[Step]) -> None:
+    shape = work.shape(name)
+    cut = {dim for step in readers for dim, size in enumerate(work.shape(step.out)) if size != shape[dim]}
+    steps = [work.graph.constants.get(step.inputs[4], ()) if len(step.inputs) > 4 else (1,) for step in readers]
+    if len(cut) != 1 or any(set(one) != {1} for one in steps):
+        return
+    axis = next(iter(cut))
+    gone = sorted(readers, key=lambda step: _start(work, step))
+    if sum(work.shape(step.out)[axis] for step in gone) != shape[axis]:
+        return
+    made = work.replace(gone[0], "Split", [name], [step.out for step in gone], *gone[1:])
+    made.attributes = {"axis": axis}
+
+
+def _start(work: Rewriter, step: Step) -> int:
+    """Give where a Slice begins; one from the end counts last."""
+    starts = work.graph.constants.get(step.inputs[1], (0,)) if len(step.inputs) > 1 else (0,)
+    return int(starts[0]) if starts and starts[0] >= 0 else 2**31
+
+
+def _axis(step: Step, rank: int) -> int:
+    axis = step.attributes.get("axis", 0)
+    return axis % rank if isinstance(axis, int) and rank else 0
+
+
+def _transposed_products(work: Rewriter) -> None:
+    """MatmulTransposeFusion: a Transpose goes into the product that alone reads it, where it swaps the last two dims.
+
+    So does one that moves the first dim behind the batch, with or without such a swap.
+    """
+    for step in work.live():
+        if step.op not in ("MatMul", f"{MS}FusedMatMul"):
+            continue
+        for position, flag in ((0, "transA"), (1, "transB")):
+            before = work.producers.get(step.inputs[position])
+            if before is None or before.op != "Transpose":
+                continue
+            perm = permutation(work, before)
+            rank = len(perm)
+            middle = tuple(range(1, rank - 1))
+            swapped = perm in ((*range(rank - 2), rank - 1, rank - 2), (*middle, rank - 1, 0))
+            if rank < 2 or not (swapped or (rank > 2 and perm == (*middle, 0, rank - 1))):
+                continue
+            inputs = list(step.inputs)
+            inputs[position] = before.inputs[0]
+            work.rewire(step, inputs)
+            step.op = f"{MS}FusedMatMul"
+            step.attributes[flag] = int(swapped)
+            if not work.uses(before.out) and before.out not in work.results:
+                step.sources += before.sources
+                work.remove(before)
+
+
+def _gemm_activation(work: Rewriter) -> None:
+    """GemmActivationFusion."""
+    for step in work.live():
+        after = work.only_reader(step.out) if step.op == "Gemm" else None
+        if after is not None and after.op in _GEMM_ACTIVATIONS:
+            work.absorb(step, after)
+            step.op = f"{MS}FusedGemm"
+            step.attributes["activation"] = after.op
+
+
+def _conv_activation(work: Rewriter) -> None:
+    """ConvActivationFusion."""
+    for step in work.live():
+        after = work.only_reader(step.out) if step.op == "Conv" else None
+        if after is not None and after.op in _CONV_ACTIVATIONS and after.inputs[0] == step.out:
+            work.absorb(step, after)
+            step.op = f"{MS}FusedConv"
+            step.attributes["activation"] = after.op
+
+
+def _bias_gelu(work: Rewriter) -> None:
+    """BiasGeluFusion: a static row is added within the Gelu."""
+    for step in work.live():
+        if step.op not in (f"{MS}Gelu", "Gelu"):
+            continue
+        before = work.producers.get(step.inputs[0])
+        if before is None or before.op != "Add" or work.only_reader(before.out) is not step:
+            continue
+        bias = next((name for name in before.inputs if name in work.static), "")
+        if bias and len(work.shape(bias)) == 1:
+            source = next(name for name in before.inputs if name != bias)
+            work.replace(before, f"{MS}BiasGelu", [source, bias], [step.out], step)
+
+
+def _skip_layer_norm(work: Rewriter) -> None:
+    """SkipLayerNormFusion: the sum of two equal shapes that only a layer norm reads is made within it.
+
+    So is the sum with a static row before it, on either side.
+    """
+    for step in work.live():
+        if step.op != "LayerNormalization":
+            continue
+        total = work.producers.get(step.inputs[0])
+        if total is None or total.op != "Add" or work.only_reader(total.out) is not step:
+            continue
+        shapes = [work.shape(name) for name in total.inputs]
+        if shapes[0] != shapes[1] or len(shapes[0]) != 3:
+            continue
+        inputs, gone = list(total.inputs), [total]
+        for position in (0, 1):
+            row = work.producers.get(inputs[position])
+            if row is None or row.op != "Add" or work.only_reader(row.out) is not total:
+                continue
+            if row.inputs[1] in work.static and len(work.shape(row.inputs[1])) == 1:
+                inputs = [*inputs[:position], row.inputs[0], *inputs[position + 1 :], row.inputs[1]]
+                gone.append(row)
+                break
+        norm = [*inputs[:2], *step.inputs[1:], *inputs[2:]]
+        work.replace(gone[-1], f"{MS}SkipLayerNormalization", norm, [step.out], *gone[:-1], step)
+
+
+def _quick_gelu(work: Rewriter) -> None:
+    """QuickGeluFusion: x * Sigmoid(x), with a factor before the Sigmoid or without."""
+    for step in work.live():
+        if step.op != "Sigmoid":
+            continue
+        after = work.only_reader(step.out)
+        if after is None or after.op != "Mul":
+            continue
+        source, before = step.inputs[0], work.producers.get(step.inputs[0])
+        if source in after.inputs:
+            work.replace(step, f"{MS}QuickGelu", [source], [after.out], after)
+        elif before is not None and before.op == "Mul" and work.only_reader(before.out) is step:
+            scaled = next((n for n in before.inputs if n not in work.static and n in after.inputs), "")
+            if scaled:
+                work.replace(before, f"{MS}QuickGelu", [scaled], [after.out], step, after)
+
+
+def _scaled_products(work: Rewriter) -> None:
+    """MatMulScaleFusion: a factor before or after a product of matrices goes into it."""
+    for step in work.live():
+        if step.op not in ("MatMul", f"{MS}FusedMatMul"):
+            continue
+        changed = False
+        for position in (0, 1):
+            before = work.producers.get(step.inputs[position])
+            if before is None or before.op not in ("Mul", "Div") or work.only_reader(before.out) is not step:
+                continue
+            source = _scaled_input(work, before)
+            if source:
+                inputs = list(step.inputs)
+                inputs[position] = source
+                step.sources += before.sources
+                work.remove(before)
+                work.rewire(step, inputs)
+                changed = True
+        after = work.only_reader(step.out)
+        if after is not None and after.op in ("Mul", "Div") and _scaled_input(work, after) == step.out:
+            work.absorb(step, after)
+            changed = True
+        if changed:
+            step.op = f"{MS}FusedMatMul"
+
+
+def _scaled_input(work: Rewriter, step: Step) -> str:
+    """Give the input that a step multiplies or divides by a constant of one element, '' where it does not."""
+    for position, name in enumerate(step.inputs):
+        if name in work.static and len(work.graph.constants.get(name, ())) == 1 and (step.op == "Mul" or position == 1):
+            return step.inputs[1 - position]
+    return ""
+
+
+def _conv_add_activation(work: Rewriter) -> None:
+    """ConvAddActivationFusion: outside the blocked layout, a sum of equal shapes and what follows it."""
+    for step in work.live():
+        if step.op != "Conv" or len(step.inputs) < 3 or len(work.shape(step.out)) != 4:
+            continue
+        after = work.only_reader(step.out)
+        if after is None or after.op != "Add" or work.shape(after.inputs[0]) != work.shape(after.inputs[1]):
+            continue
+        other = next((name for name in after.inputs if name != step.out), step.out)
+        work.absorb(step, after)
+        work.rewire(step, [*step.inputs[:3], other])
+        step.op = f"{MS}FusedConv"
+        last = work.only_reader(step.out)
+        if last is not None and last.op in _CONV_ACTIVATIONS:
+            work.absorb(step, last)
+            step.attributes["activation"] = last.op
+
+
+def _is_static(work: Rewriter, names: list[str]) -> bool:
+    return all(name in work.static for name in names if name)

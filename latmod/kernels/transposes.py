@@ -1,0 +1,123 @@
+"""How onnxruntime moves transposes towards the outputs until they meet and cancel (its transpose optimizer), in part.
+
+Pushed are transposes through a Gather of one position, through a Reshape that only puts a dim of 1 first, and through
+sums whose inputs all carry the same one; those that follow each other become one.
+"""
+
+from latmod.kernels.rewriting import Rewriter, Step
+
+_BINARY = frozenset({"Add", "Mul", "Sub", "Div"})
+_MAX_PASSES = 8
+
+
+def move_transposes(work: Rewriter) -> None:
+    """Push and join transposes until nothing changes."""
+    for _ in range(_MAX_PASSES):
+        changed = _join(work)
+        changed |= _push_through_gathers(work)
+        changed |= _push_through_sums(work)
+        changed |= _push_through_unsqueezes(work)
+        if not changed:
+            return
+
+
+def permutation(work: Rewriter, step: Step) -> tuple[int, ...]:
+    """Give the order of dims that a Transpose makes."""
+    perm = step.attributes.get("perm", tuple(reversed(range(len(work.shape(step.inputs[0]))))))
+    return tuple(int(dim) for dim in perm) if isinstance(perm, tuple) else ()
+
+
+def _drop_unread(work: Rewriter, step: Step) -> None:
+    if not step.gone and not work.uses(step.out) and step.out not in work.results:
+        work.remove(step)
+
+
+def _join(work: Rewriter) -> bool:
+    changed = False
+    for step in work.live():
+        before = work.producers.get(step.inputs[0]) if step.op == "Transpose" else None
+        if before is None or before.op != "Transpose":
+            continue
+        first, second = permutation(work, before), permutation(work, step)
+        joined = tuple(first[dim] for dim in second)
+        source = before.inputs[0]
+        changed = True
+        if joined == tuple(range(len(joined))) and step.out not in work.results:
+            work.bypass(step, source)
+        else:
+            work.rewire(step, [source])
+            step.attributes = {"perm": joined}
+        _drop_unread(work, before)
+    return changed
+
+
+def _push_through_gathers(work: Rewriter) -> bool:
+    """Gather one position first and transpose what is left."""
+    changed = False
+    for step in work.live():
+        before = work.producers.get(step.inputs[0]) if step.op == "Gather" else None
+        if before is None or before.op != "Transpose" or work.shape(step.inputs[1]) != () or step.out in work.results:
+            continue
+        perm = permutation(work, before)
+        axis = step.attributes.get("axis", 0)
+        assert isinstance(axis, int)
+        axis %= len(perm)
+        source, moved = before.inputs[0], perm[axis]
+        rest = [dim for position, dim in enumerate(perm) if position != axis]
+        shape = tuple(size for dim, size in enumerate(work.shape(source)) if dim != moved)
+        plain = work.declare(f"{step.out}:plain", step.out, shape)
+        result = step.out
+        work.rewire(step, [source, step.inputs[1]])
+        step.attributes = {"axis": moved}
+        work.redirect(step, plain)
+        after = work.insert("Transpose", plain, result, step, after=True)
+        after.attributes = {"perm": tuple(dim - (dim > moved) for dim in rest)}
+        _drop_unread(work, before)
+        changed = True
+    return changed
+
+
+def _push_through_sums(work: Rewriter) -> bool:
+    """Combine first and transpose once, where both inputs carry the same transpose."""
+    changed = False
+    for step in work.live():
+        if step.op not in _BINARY or len(step.inputs) != 2 or step.out in work.results:
+            continue
+        before = [work.producers.get(name) for name in step.inputs]
+        pair = [one for one in before if one is not None and one.op == "Transpose"]
+        if len(pair) < 2 or permutation(work, pair[0]) != permutation(work, pair[1]):
+            continue
+        sources = [one.inputs[0] for one in pair]
+        if work.shape(sources[0]) != work.shape(sources[1]):
+            continue
+        perm, result = permutation(work, pair[0]), step.out
+        plain = work.declare(f"{result}:plain", result, work.shape(sources[0]))
+        work.rewire(step, sources)
+        work.redirect(step, plain)
+        after = work.insert("Transpose", plain, result, step, after=True)
+        after.attributes = {"perm": perm}
+        for one in pair:
+            _drop_unread(work, one)
+        changed = True
+    return changed
+
+
+def _push_through_unsqueezes(work: Rewriter) -> bool:
+    """Reshape first and transpose what comes of it, where the reshape only adds a first dim of 1."""
+    changed = False
+    for step in work.live():
+        before = work.producers.get(step.inputs[0]) if step.op in ("Reshape", "Unsqueeze") else None
+        if before is None or before.op != "Transpose" or step.out in work.results:
+            continue
+        if work.only_reader(before.out) is not step or work.shape(step.out) != (1, *work.shape(before.out)):
+            continue
+        perm, source, result = permutation(work, before), before.inputs[0], step.out
+        shape = work.shape(source)
+        plain = work.declare(f"{result}:plain", result, (shape[0], 1, *shape[1:]))
+        work.rewire(step, [source, *step.inputs[1:]])
+        work.redirect(step, plain)
+        after = work.insert("Transpose", plain, result, step, after=True)
+        after.attributes = {"perm": (1, *(dim + (dim > 0) for dim in perm))}
+        _drop_unread(work, before)
+        changed = True
+    return changed

@@ -1,0 +1,120 @@
+"""Join what an engine told of its kernels with the kernels that the rules expect of the same graph."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from latmod.dataset import DatasetFolder, KernelMeasurement, KernelTime
+from latmod.drift import Correction, state_of
+from latmod.graph import read_graph
+from latmod.kernels import Kernel, kernels
+from latmod.scores import split_half
+from latmod.table import corrections, observations
+from latmod.timing import Reference
+
+_PACKED = frozenset({"Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
+"""Operators whose second matrix an engine may have packed away: the first one and the result say its shape."""
+
+
+class LabelledModel(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold one model in one runtime: its kernels, what each took (nan where the engine told nothing), and the whole.
+
+    All in ns, stated for the nominal state of the machine. `told_ns` is the sum over everything that the engine told,
+    `unmatched_ns` the part of it that no expected kernel accounts for.
+    """
+
+    model: str
+    family: str
+    kernels: tuple[Kernel, ...]
+    kernel_ns: tuple[float, ...]
+    latency_ns: float
+    noise: float
+    told_ns: float
+    unmatched_ns: float
+
+
+def labelled_models(folder: DatasetFolder, runtime: str, *, nominal: Reference | None = None) -> list[LabelledModel]:
+    """Return the models of a data set that were measured in a runtime, with what is known of their kernels.
+
+    With `nominal`, stated for that state of the machine instead of the data set's own.
+    """
+    card = folder.read_card()
+    told: dict[str, list[KernelMeasurement]] = defaultdict(list)
+    for burst in folder.read_kernels():
+        if burst.runtime == runtime and burst.status == "ok":
+            told[burst.model].append(burst)
+    known = corrections(folder, nominal)
+    found = []
+    for one in observations(folder, known, with_features=False):
+        if one.runtime != runtime:
+            continue
+        graph = read_graph(folder.graph_path(one.model))
+        expected = kernels(graph, runtime, isa=card.machine.isa, threads=card.protocol.threads)
+        times = [_corrected(burst, known[runtime]) for burst in told[one.model]]
+        label, told_ns, unmatched_ns = join(expected, times)
+        found.append(
+            LabelledModel(
+                model=one.model,
+                family=one.family,
+                kernels=expected,
+                kernel_ns=label,
+                latency_ns=one.latency_ns(),
+                noise=split_half(one.round_ns["min"]),
+                told_ns=told_ns,
+                unmatched_ns=unmatched_ns,
+            )
+        )
+    return found
+
+
+def join(expected: Sequence[Kernel], bursts: Sequence[Sequence[KernelTime]]) -> tuple[tuple[float, ...], float, float]:
+    """Return each kernel's time (nan where none matches), all that was told, and what of it matched nothing, in ns.
+
+    A kernel matches by the value that it writes, where the engine names it, or by its operator and shapes; kernels
+    alike in these share their mean. Over bursts the mean is taken.
+    """
+    if not bursts:
+        return (float("nan"),) * len(expected), float("nan"), float("nan")
+    columns, totals, unmatched = [], [], []
+    for burst in bursts:
+        by_value = {time.value: time.ns for time in burst if time.value}
+        by_shape = _by_shape(burst)
+        labels = [
+            next((by_value[value] for value in kernel.values if value in by_value), None)
+            if by_value
+            else by_shape.get(_shape_key(kernel.op, kernel.inputs, kernel.outputs))
+            for kernel in expected
+        ]
+        columns.append([float("nan") if label is None else label for label in labels])
+        total = sum(time.ns * time.count for time in burst)
+        totals.append(total)
+        unmatched.append(total - sum(label for label in labels if label is not None))
+    mean = np.mean(np.array(columns), axis=0)
+    return tuple(mean.tolist()), float(np.mean(totals)), float(np.mean(unmatched))
+
+
+def _by_shape(burst: Sequence[KernelTime]) -> dict[tuple[object, ...], float]:
+    """Return the mean time of the kernels with the same operator and shapes."""
+    sums: dict[tuple[object, ...], list[float]] = {}
+    for time in burst:
+        if not time.value:
+            known = sums.setdefault(_shape_key(time.op, time.inputs, time.outputs), [0.0, 0.0])
+            known[0] += time.ns * time.count
+            known[1] += time.count
+    return {key: total / count for key, (total, count) in sums.items()}
+
+
+def _shape_key(op: str, inputs: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]) -> tuple[object, ...]:
+    """Return what kernels must have in common; engines leave out the domain, small inputs, and matrices they packed."""
+    name = op.rpartition("::")[2]
+    large = tuple(tuple(shape) for shape in inputs if len(shape) > 1)
+    if name in _PACKED:
+        large = large[:1]
+    return name, large, tuple(tuple(shape) for shape in outputs)
+
+
+def _corrected(burst: KernelMeasurement, correction: Correction) -> list[KernelTime]:
+    factor = correction.factor(state_of(burst))
+    return [msgspec.structs.replace(time, ns=round(time.ns * factor)) for time in burst.kernels]

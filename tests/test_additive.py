@@ -1,0 +1,108 @@
+"""The additive model on kernels whose cost is known."""
+
+import numpy as np
+import pytest
+
+from latmod.additive import GROUPS, OTHER, SEEN, Additive, group_of, residual_columns, residuals_to_onnx
+from latmod.kernel_fitting import fit_additive, telling_ns
+from latmod.kernel_study import leave_families_out, quantiles
+from latmod.kernels import FIELDS, Kernel
+from latmod.kernels.columns import column_matrix
+from latmod.labels import LabelledModel
+
+KINDS = ("Conv 3x3", "Conv depthwise", "Gemm weights", "Add")
+
+
+def kernel(rng: np.random.Generator) -> Kernel:
+    kind = KINDS[int(rng.integers(len(KINDS)))]
+    numbers = dict.fromkeys(FIELDS, 0.0)
+    numbers["bytes_in"], numbers["bytes_out"] = (float(rng.integers(1e4, 1e6)) for _ in range(2))
+    if kind != "Add":
+        numbers["macs"] = numbers["padded_macs"] = float(rng.integers(1e5, 1e8))
+        numbers["bytes_weights"] = float(rng.integers(1e3, 1e6))
+        numbers["channels_out"] = float(rng.integers(1, 200))
+    return Kernel(
+        op=kind.split()[0], kind=kind, numbers=tuple(numbers[field] for field in FIELDS), nodes=("n",), label="n",
+        inputs=(), outputs=(), values=(),
+    )  # fmt: skip
+
+
+def true_ns(one: Kernel) -> float:
+    odd = 1.5 if one.number("channels_out") % 16 else 1.0
+    return 2000.0 + one.number("macs") / 30.0 * odd + (one.number("bytes_in") + one.number("bytes_out")) / 10.0
+
+
+def models(count: int, telling: float = 0.0, noise: float = 0.02, seed: int = 0) -> list[LabelledModel]:
+    rng = np.random.default_rng(seed)
+    found = []
+    for number in range(count):
+        own = tuple(kernel(rng) for _ in range(int(rng.integers(8, 40))))
+        times = np.array([true_ns(one) for one in own])
+        label = times * np.exp(rng.normal(0.0, noise, len(own))) + telling
+        found.append(
+            LabelledModel(
+                model=f"m{number}", family=f"f{number % 4}", kernels=own, kernel_ns=tuple(label.tolist()),
+                latency_ns=float(times.sum()), noise=0.01, told_ns=float(label.sum()), unmatched_ns=0.0,
+            )
+        )  # fmt: skip
+    return found
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Additive:
+    return fit_additive(models(120, telling=500.0))
+
+
+def test_networks_of_known_kernels_come_out_right(fitted: Additive) -> None:
+    errors = [fitted.latency_ns(m.kernels) / m.latency_ns - 1.0 for m in models(30, seed=9)]
+    assert np.median(np.abs(errors)) < 0.03
+
+
+def test_kernels_sum_to_the_whole(fitted: Additive) -> None:
+    one = models(1, seed=4)[0]
+    assert fitted.kernel_ns(one.kernels).sum() + fitted.run_ns == pytest.approx(fitted.latency_ns(one.kernels))
+
+
+def test_what_the_telling_costs_is_taken_off() -> None:
+    assert telling_ns(models(60, telling=500.0, noise=0.0)) == pytest.approx(500.0, rel=0.1)
+    assert telling_ns(models(60, telling=-300.0, noise=0.0)) == pytest.approx(-300.0, rel=0.1)
+
+
+def test_unknown_kinds_cost_what_their_bytes_do(fitted: Additive) -> None:
+    rng = np.random.default_rng(1)
+    one = kernel(rng)
+    strange = Kernel(
+        op="Strange", kind="Strange", numbers=one.numbers, nodes=(), label="s", inputs=(), outputs=(), values=()
+    )
+    assert fitted.rates.index(["Strange"]) == fitted.rates.index([OTHER])
+    assert fitted.kernel_ns([strange])[0] > 1000.0
+
+
+def test_the_artifacts_graph_says_what_scikit_learn_says(fitted: Additive) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    rng = np.random.default_rng(2)
+    some = [kernel(rng) for _ in range(200)]
+    columns = column_matrix(some)
+    kinds = [one.kind for one in some]
+    seen = residual_columns(columns, fitted.rates.index(kinds), fitted.rates.ns(kinds, columns))
+    assert seen.shape == (200, len(SEEN))
+    session = ort.InferenceSession(residuals_to_onnx(fitted).SerializeToString(), providers=["CPUExecutionProvider"])
+    for group, model in enumerate(fitted.residuals):
+        if model is not None:
+            told = session.run([f"residual_{group}"], {"features": seen})[0][:, 0]
+            np.testing.assert_allclose(told, model.predict(seen), atol=1e-5)
+
+
+def test_groups() -> None:
+    kinds = ("com.microsoft.nchwc::Conv 3x3", "Conv depthwise/strided", "FusedMatMul activations", "MaxPool")
+    assert [GROUPS[group_of(kind)] for kind in kinds] == list(GROUPS)
+
+
+def test_families_are_held_out_one_by_one() -> None:
+    own = models(48)
+    held = leave_families_out(own)
+    assert [one.model for one in held] == [one.model for one in own]
+    narrow, near, far = quantiles(held)
+    assert 0.0 < narrow <= near <= far
+    inside = [one for one in held if abs(one.log_error) <= narrow]
+    assert len(inside) / len(held) >= 0.9

@@ -1,0 +1,36 @@
+import numpy as np
+
+from latmod.coverage import observe_ranges, share_group, unseen
+from latmod.kernels import FIELDS, Kernel
+
+
+def kernel(kind: str, **numbers: float) -> Kernel:
+    return Kernel(
+        op=kind,
+        kind=kind,
+        numbers=tuple(numbers.get(field, 0.0) for field in FIELDS),
+        nodes=("n",),
+        label=f"one {kind}",
+        inputs=(),
+        outputs=(),
+        values=(),
+    )
+
+
+def test_what_was_never_measured_is_named_with_its_share() -> None:
+    ranges = observe_ranges([kernel("Conv", macs=100.0), kernel("Conv", macs=1000.0)])
+    found = unseen(
+        [kernel("Conv", macs=500.0), kernel("Erf"), kernel("Conv", macs=9000.0)], np.array([1.0, 2.0, 7.0]), ranges
+    )
+    assert [(one.kind, one.share) for one in found] == [("Conv", 0.7), ("Erf", 0.2)]
+    assert "macs 9000 of a Conv is beyond what was measured (100 to 1000)" in found[0].reason
+    assert found[1].reason == "Erf was never measured"
+
+
+def test_a_little_beyond_is_inside() -> None:
+    ranges = observe_ranges([kernel("Conv", macs=100.0), kernel("Conv", macs=1000.0)])
+    assert unseen([kernel("Conv", macs=1200.0), kernel("Conv", macs=90.0)], np.ones(2), ranges) == []
+
+
+def test_share_groups() -> None:
+    assert [share_group(share) for share in (0.0, 0.02, 0.1, 0.2, 0.5)] == [0, 0, 1, 1, 2]

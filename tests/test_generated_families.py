@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from latmod.errors import SpecError
+from latmod.export import export_spec
+from latmod.families import FAMILIES, GENERATED
+from latmod.families.choices import Choices
+from latmod.families.generated import GeneratedSpec
+from latmod.families.published import PublishedSpec
+from latmod.features import graph_features
+from latmod.graph import read_graph
+from latmod.plan import bundled_spaces
+from latmod.specs import draw, load_space
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize("name", GENERATED)
+@pytest.mark.parametrize("variant", range(6))
+def test_every_variant_classifies_images(name: str, variant: int) -> None:
+    family = FAMILIES[name]
+    spec = GeneratedSpec(variant=variant, width=24, depth=5, side=(64, 96, 112)[variant % 3], classes=7)
+    with torch.device("meta"):
+        module = family.build(spec).eval()
+        assert module(torch.zeros(family.input_shape(spec))).shape == (1, 7)
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_the_estimate_is_what_the_exported_graph_costs(name: str, tmp_path: Path) -> None:
+    family = FAMILIES[name]
+    spec = GeneratedSpec(variant=3, width=32, depth=4, side=64, classes=10)
+    path = tmp_path / "model.onnx"
+    export_spec(family, spec, path)
+    features, needs = graph_features(read_graph(path)), family.estimate(spec)
+    assert features["macs"] == pytest.approx(needs.macs, rel=0.02)
+    assert features["params"] == pytest.approx(needs.params, rel=0.05)
+    assert path.stat().st_size < 200_000
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_a_spec_names_one_network(name: str) -> None:
+    family = FAMILIES[name]
+    spec = GeneratedSpec(variant=5, width=24, depth=4, side=64)
+    shapes = []
+    for _ in range(2):
+        with torch.device("meta"):
+            shapes.append([tuple(value.shape) for value in family.build(spec).parameters()])
+    assert shapes[0] == shapes[1]
+    assert family.model_id(spec) == f"{name}-5-w24-d4-s64"
+    assert family.model_id(msgspec.structs.replace(spec, batch=2, classes=5)) == f"{name}-5-w24-d4-s64-batch2-classes5"
+
+
+def test_the_specs_of_another_family_are_refused() -> None:
+    with pytest.raises(SpecError, match="another family"):
+        FAMILIES["mobile"].build(PublishedSpec(network="resnet18"))
+
+
+def test_the_space_of_every_family_draws() -> None:
+    spaces = sorted(bundled_spaces()["kernels"].glob("*.toml"))
+    assert {path.stem for path in spaces} == {*GENERATED, "resnet"}
+    names = [name for path in spaces for name, _ in draw(load_space(path, FAMILIES), FAMILIES)]
+    assert len(set(names)) == len(names) >= 300
+
+
+def test_choices_are_the_same_everywhere() -> None:
+    one = Choices("mobile", 7)
+    assert [one.pick("abcd"), one.chance(0.5), one.channels(37.0), one.split(9, 4)] == _drawn()
+    assert sum(Choices("x", 1).split(30, 4)) == 30
+
+
+def _drawn() -> list[object]:
+    two = Choices("mobile", 7)
+    return [two.pick("abcd"), two.chance(0.5), two.channels(37.0), two.split(9, 4)]
+
+
+def test_published_networks_are_known_and_never_fitted() -> None:
+    spaces = sorted(bundled_spaces()["zoo"].glob("*.toml"))
+    drawn = [model for path in spaces for model in draw(load_space(path, FAMILIES), FAMILIES)]
+    assert len(drawn) >= 39
+    assert all(FAMILIES[name].published for name in ("torchvision", "light"))
+    with pytest.raises(SpecError, match="no_such"):
+        FAMILIES["light"].estimate(PublishedSpec(network="no_such"))
+    with pytest.raises(SpecError, match="no_such"):
+        FAMILIES["torchvision"].build(PublishedSpec(network="no_such"))
+
+
+def test_a_light_network_is_taken_from_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "squeezenet.onnx"
+    spec = PublishedSpec(network="squeezenet")
+    export_spec(FAMILIES["light"], spec, path)
+    graph = read_graph(path)
+    assert graph.inputs[0].shape == FAMILIES["light"].input_shape(spec)
+    assert graph_features(graph)["macs"] == FAMILIES["light"].estimate(spec).macs

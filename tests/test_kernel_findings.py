@@ -1,0 +1,87 @@
+"""The kernel level from a sweep to its artifact, on the fake runtime, whose latency is a known sum over nodes."""
+
+from pathlib import Path
+
+import pytest
+
+from latmod.artifact import KernelCard
+from latmod.dataset import DatasetFolder, Protocol
+from latmod.errors import DatasetError
+from latmod.fitting import by_level, write_artifact
+from latmod.kernel_findings import fit_kernel_level
+from latmod.plan import plan_sweep
+from latmod.predictor import KernelPredictor, load_predictor, predict
+from latmod.sweeping import run_sweep
+
+pytest.importorskip("torch")
+
+SPACE = """
+schema = 1
+family = "{family}"
+count = 8
+seed = 1
+
+[draw]
+variant = {{ low = 0, high = 999, scale = "uniform" }}
+width = {{ low = 12, high = 32, scale = "log" }}
+depth = {{ low = 3, high = 6, scale = "log" }}
+side = {{ values = [64, 96] }}
+classes = 10
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> DatasetFolder:
+    place = tmp_path_factory.mktemp("kernels")
+    spaces = []
+    for family in ("mobile", "plain", "grouped"):
+        path = place / f"{family}.toml"
+        path.write_text(SPACE.format(family=family))
+        spaces.append(path)
+    protocol = Protocol(rounds=3, burst_seconds=0.001, max_samples=5, kernel_rounds=2)
+    found = DatasetFolder(place / "data")
+    card = plan_sweep(spaces, ["fake"], protocol, name="data")
+    result = run_sweep(found, card, lambda progress: None)
+    assert (result.measured, result.failed) == (24, ())
+    return found
+
+
+def test_per_kernel_times_are_told_in_the_first_rounds_and_not_again(folder: DatasetFolder) -> None:
+    told = folder.read_kernels()
+    assert len(told) == 24 * 2
+    assert {burst.round for burst in told} == {0, 1}
+    assert all(burst.status == "ok" and burst.kernels for burst in told)
+    run_sweep(folder, folder.read_card(), lambda progress: None)
+    assert len(folder.read_kernels()) == 24 * 2
+
+
+def test_every_family_is_predicted_from_the_others(folder: DatasetFolder, tmp_path: Path) -> None:
+    report = fit_kernel_level([folder], jobs=1)[0]
+    assert [row.family for row in report.rows] == ["all", "grouped", "mobile", "plain"]
+    assert report.rows[0].mape < 0.3
+    assert report.rows[0].models == 24
+    assert abs(sum(part.share for part in report.parts) - 1.0) < 1e-6
+    path = write_artifact(report.artifact, tmp_path)
+    loaded = load_predictor(path)
+    assert isinstance(loaded, KernelPredictor)
+    assert isinstance(loaded.card, KernelCard)
+    model = sorted((folder.path / "graphs").glob("*.onnx"))[0]
+    answer = predict(model, predictors=[loaded])[0]
+    assert answer.level == "kernel"
+    assert answer.in_domain
+    assert answer.low_ms < answer.latency_ms < answer.high_ms
+
+
+def test_data_sets_go_to_the_level_that_they_are_for(folder: DatasetFolder) -> None:
+    assert by_level([folder], "auto", named=False) == ([], [folder])
+    assert by_level([folder], "graph", named=False) == ([folder], [])
+    assert by_level([folder], "kernel", named=True) == ([], [folder])
+
+
+def test_what_cannot_be_fitted_gives_one_line(tmp_path: Path, tiny_space: Path, exported_graphs: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    plain = DatasetFolder(tmp_path / "plain")
+    card = plan_sweep([tiny_space], ["fake"], Protocol(rounds=1, burst_seconds=0.001), name="plain")
+    plain.write_card(card)
+    with pytest.raises(DatasetError, match="latmod sweep --kernels"):
+        fit_kernel_level([plain])
