@@ -1,9 +1,9 @@
 """Read `.onnx` files: the only part of latmod that touches protobuf."""
 
-from latmod.graph.canonical import canonical
+from latmod.graph.canonical import canonical, is_copy
 from latmod.graph.exported import tidy_export
 from latmod.graph.reading import is_known, read_graph
-from latmod.graph.records import BITS, FLOATS, Attribute, Graph, Node, Scalar, Tensor
+from latmod.graph.records import BITS, FLOATS, Attribute, Attributed, Graph, Node, Scalar, Tensor
 from latmod.graph.shapes import read_inputs
 from latmod.graph.slots import WeightSlot, fill_weights, inline_copies, weight_slots
 from latmod.graph.weightfree import WEIGHTS_FILE, strip_weights
@@ -13,6 +13,7 @@ __all__ = [
     "FLOATS",
     "WEIGHTS_FILE",
     "Attribute",
+    "Attributed",
     "Graph",
     "Node",
     "Scalar",
@@ -21,6 +22,7 @@ __all__ = [
     "canonical",
     "fill_weights",
     "inline_copies",
+    "is_copy",
     "is_known",
     "read_graph",
     "read_inputs",

@@ -19,6 +19,15 @@ def canonical(graph: Graph) -> Graph:
     return builder.build()
 
 
+def is_copy(node: Node, graph: Graph) -> bool:
+    """Tell whether a node gives on what it reads: an Identity, a Dropout, a Cast to the same type."""
+    if node.op == "Cast":
+        source, target = graph.tensors.get(node.inputs[0]), graph.tensors.get(node.outputs[0])
+        return source is not None and target is not None and source.dtype == target.dtype
+    # A mask that something reads makes a Dropout a real one.
+    return node.op in ("Identity", "Dropout") and not any(graph.consumers(name) for name in node.outputs[1:])
+
+
 class _Builder:
     """Collect canonical nodes; `alias` maps a value that is left out to the one that stands for it."""
 
@@ -40,7 +49,7 @@ class _Builder:
             self.initializers.update((name, graph.tensors[name]) for name in outputs if name in graph.tensors)
             return
         inputs = tuple(self.alias.get(name, name) for name in node.inputs)
-        if self._is_copy(node):
+        if is_copy(node, self.graph):
             self.alias[node.outputs[0]] = inputs[0]
             return
         if node.op == "BatchNormalization" and self._fold(node, inputs[0]):
@@ -53,13 +62,6 @@ class _Builder:
         attributes = {} if op == "GlobalAveragePool" else node.attributes
         self.index.update((name, len(self.nodes)) for name in outputs)
         self.nodes.append(Node(name=node.name, op=op, inputs=inputs, outputs=node.outputs, attributes=attributes))
-
-    def _is_copy(self, node: Node) -> bool:
-        if node.op == "Cast":
-            source, target = self.tensors.get(node.inputs[0]), self.tensors.get(node.outputs[0])
-            return source is not None and target is not None and source.dtype == target.dtype
-        # A mask that something reads makes a Dropout a real one.
-        return node.op in ("Identity", "Dropout") and not any(self.graph.consumers(name) for name in node.outputs[1:])
 
     def _fold(self, norm: Node, source: str) -> bool:
         """Let the convolution that writes `source` write what the batch norm would have."""
@@ -85,7 +87,7 @@ class _Builder:
         frontier = [source]
         while frontier:
             for reader in self.graph.consumers(frontier.pop()):
-                if self._is_copy(reader) and reader.outputs[0] not in self.outputs:
+                if is_copy(reader, self.graph) and reader.outputs[0] not in self.outputs:
                     frontier.append(reader.outputs[0])
                 elif reader is not norm:
                     return False

@@ -36,7 +36,24 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
         return (self.numel * BITS.get(self.dtype, 8) + 7) // 8
 
 
-class Node(msgspec.Struct, frozen=True, kw_only=True):
+class Attributed:
+    """Read the attributes of an operator."""
+
+    __slots__ = ()
+    attributes: dict[str, Attribute]
+
+    def ints(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        """Give the list-of-integers attribute `name`, or `default` where the operator does not say."""
+        value = self.attributes.get(name, default)
+        return tuple(int(v) for v in value) if isinstance(value, tuple) else default
+
+    def integer(self, name: str, default: int) -> int:
+        """Give the integer attribute `name`, or `default` where the operator does not say."""
+        value = self.attributes.get(name, default)
+        return value if isinstance(value, int) else default
+
+
+class Node(msgspec.Struct, Attributed, frozen=True, kw_only=True):
     """Describe one operator: `op` is "Conv", or "domain::Op" outside the ONNX domain; absent optional inputs are ""."""
 
     name: str
@@ -44,16 +61,6 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: dict[str, Attribute]
-
-    def ints(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-        """Give the list-of-integers attribute `name`, or `default` where the node does not say."""
-        value = self.attributes.get(name, default)
-        return tuple(int(v) for v in value) if isinstance(value, tuple) else default
-
-    def integer(self, name: str, default: int) -> int:
-        """Give the integer attribute `name`, or `default` where the node does not say."""
-        value = self.attributes.get(name, default)
-        return value if isinstance(value, int) else default
 
 
 class Graph(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,9 +6,10 @@ import msgspec
 
 from latmod.cost import FORMULAS, VIEWS, Operands
 from latmod.errors import GraphError
-from latmod.graph import Attribute, Node, Tensor
+from latmod.graph import Node, Tensor
 from latmod.kernels.nchwc import DOMAIN
 from latmod.kernels.rewriting import Rewriter, Step
+from latmod.kernels.transposes import permutation
 
 # Engines give these a new name for the same memory; all that is left is the call.
 _FREE = VIEWS - {"Dropout", "Identity"}
@@ -92,10 +93,9 @@ def _kernel(work: Rewriter, step: Step) -> Kernel:
     elif "Pool" in step.op and len(shape) == 4 and outputs:
         _pool(numbers, step, shape, outputs[0].shape)
     elif step.op == "Transpose":
-        perm = step.attributes.get("perm", tuple(reversed(range(len(shape)))))
-        numbers["last_moves"] = float(isinstance(perm, tuple) and bool(perm) and perm[-1] != len(perm) - 1)
-        kept = _kept_tail(perm, shape) if isinstance(perm, tuple) else 1
-        numbers["inner"] = float(kept)
+        perm = permutation(work, step)
+        numbers["last_moves"] = float(bool(perm) and perm[-1] != len(perm) - 1)
+        numbers["inner"] = float(_kept_tail(perm, shape))
     elif step.op in ("Concat", "Split", "Slice", "Gather"):
         numbers["inner"] = float(_moved_together(step, shape, outputs))
     elif len(step.inputs) == 2 and inputs[0] and inputs[1] and outputs:
@@ -127,7 +127,6 @@ def _work(step: Step, inputs: list[Tensor | None], outputs: list[Tensor]) -> tup
     formula = FORMULAS.get(name) or FORMULAS.get(name.rpartition("::")[2])
     if formula is None or not outputs:
         return 0, sum(tensor.numel for tensor in outputs)
-    attributes: dict[str, Attribute] = dict(step.attributes)
     if step.op == f"{DOMAIN}Conv":
         # Padded channels of a depthwise convolution and of plain input: what the weights say counts.
         weight, out = inputs[1], outputs[0]
@@ -138,7 +137,7 @@ def _work(step: Step, inputs: list[Tensor | None], outputs: list[Tensor]) -> tup
         op=name,
         inputs=tuple(step.inputs),
         outputs=tuple(step.outputs),
-        attributes=attributes,
+        attributes=step.attributes,
     )
     try:
         found = formula(Operands(node=node, inputs=tuple(inputs), outputs=tuple(outputs)))
@@ -150,13 +149,13 @@ def _work(step: Step, inputs: list[Tensor | None], outputs: list[Tensor]) -> tup
 def _convolution(
     numbers: dict[str, float], step: Step, source: tuple[int, ...], weight: tuple[int, ...], out: tuple[int, ...]
 ) -> str:
-    group = step.attributes.get("group", 1)
-    assert isinstance(group, int)
+    group = step.integer("group", 1)
     kernel = weight[2:]
     numbers["batch"], numbers["group"] = float(source[0]), float(group)
     numbers["channels_in"], numbers["channels_out"] = float(source[1]), float(out[1])
     numbers["kernel_h"], numbers["kernel_w"] = float(kernel[0]), float(kernel[-1])
-    numbers["stride"], numbers["dilation"] = float(_most(step, "strides")), float(_most(step, "dilations"))
+    for number, name in (("stride", "strides"), ("dilation", "dilations")):
+        numbers[number] = float(max(step.ints(name, ()), default=1))
     numbers["side_in"] = float(prod(source[2:])) ** 0.5
     numbers["side_out"] = float(prod(out[2:])) ** 0.5
     per_group = max(1, out[1] // group)
@@ -183,7 +182,7 @@ def _convolution(
 
 
 def _product(numbers: dict[str, float], step: Step, left: tuple[int, ...], out: tuple[int, ...], *, fixed: bool) -> str:
-    swapped = step.attributes.get("transA", 0)
+    swapped = step.integer("transA", 0)
     inner = left[-2 if swapped and len(left) > 1 else -1] if left else 1
     columns = out[-1] if out else 1
     if fixed:
@@ -198,20 +197,14 @@ def _product(numbers: dict[str, float], step: Step, left: tuple[int, ...], out: 
 
 
 def _pool(numbers: dict[str, float], step: Step, source: tuple[int, ...], out: tuple[int, ...]) -> None:
-    kernel = step.attributes.get("kernel_shape", ())
-    sizes = kernel if isinstance(kernel, tuple) and kernel else source[2:]
+    sizes = step.ints("kernel_shape", ()) or source[2:]
     numbers["batch"], numbers["channels_in"], numbers["channels_out"] = map(float, (source[0], source[1], out[1]))
     numbers["kernel_h"], numbers["kernel_w"] = float(sizes[0]), float(sizes[-1])
-    numbers["stride"] = float(_most(step, "strides"))
+    numbers["stride"] = float(max(step.ints("strides", ()), default=1))
     numbers["side_in"], numbers["side_out"] = float(prod(source[2:])) ** 0.5, float(prod(out[2:])) ** 0.5
 
 
-def _most(step: Step, name: str) -> int:
-    value = step.attributes.get(name, ())
-    return max((int(v) for v in value), default=1) if isinstance(value, tuple) else 1
-
-
-def _kept_tail(perm: tuple[object, ...], shape: tuple[int, ...]) -> int:
+def _kept_tail(perm: tuple[int, ...], shape: tuple[int, ...]) -> int:
     """Count the elements that a transpose moves in one piece."""
     kept = 1
     for position in reversed(range(len(perm))):
@@ -223,14 +216,12 @@ def _kept_tail(perm: tuple[object, ...], shape: tuple[int, ...]) -> int:
 
 def _moved_together(step: Step, shape: tuple[int, ...], outputs: list[Tensor]) -> int:
     """Count the elements that are copied in one piece: those of the axis and behind it."""
-    axis = step.attributes.get("axis", 0)
+    axis = step.integer("axis", 0)
     smaller = outputs[0].shape if outputs and step.op != "Concat" else shape
     if step.op == "Slice":
         changed = [i for i, (a, b) in enumerate(zip(shape, smaller, strict=False)) if a != b]
         axis = changed[-1] if changed else 0
-    if not isinstance(axis, int) or not smaller:
-        return 1
-    return prod(smaller[axis % len(smaller) :])
+    return prod(smaller[axis % len(smaller) :]) if smaller else 1
 
 
 def _broadcast(left: tuple[int, ...], right: tuple[int, ...], out: tuple[int, ...]) -> float:

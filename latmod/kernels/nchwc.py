@@ -115,8 +115,7 @@ class _Layout:
         if tensor is None or tensor.dtype != "float32":
             return
         filters, channels = weight[0], weight[1]
-        group = step.attributes.get("group", 1)
-        assert isinstance(group, int)
+        group = step.integer("group", 1)
         reorders, wide, groups = True, channels, group
         if group > 1:
             if filters % _ALIGNMENT:

@@ -1,19 +1,18 @@
 """What onnxruntime's CPU provider makes of a graph (all optimisations on), without asking it.
 
 The rules follow `graph_transformer_utils.cc` of onnxruntime 1.20 to 1.32 in its order; each names the transformer that
-it stands for. The tests hold them against the graph that onnxruntime itself saves.
+it stands for. The tests hold them against what onnxruntime's own profile tells.
 """
 
-from math import isclose, prod, sqrt
+from math import isclose, sqrt
 
 from latmod.graph import Graph
 from latmod.kernels.nchwc import block_layout
+from latmod.kernels.products import MS, gemm_activation, matmul_add, scaled_products, transposed_products
 from latmod.kernels.rewriting import Rewriter, Step
-from latmod.kernels.transposes import move_transposes, permutation
+from latmod.kernels.transposes import move_transposes
 
-MS = "com.microsoft::"
 _CONV_ACTIVATIONS = frozenset({"Relu", "Sigmoid", "Tanh", "LeakyRelu", "Clip", "HardSigmoid"})
-_GEMM_ACTIVATIONS = frozenset({"Relu", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "Elu", "Selu", "Softplus"})
 
 
 def optimise(graph: Graph, *, block: int) -> Rewriter:
@@ -24,19 +23,19 @@ def optimise(graph: Graph, *, block: int) -> Rewriter:
     _drop_noops(work)
     _gelu(work)
     _layer_norm(work)
-    _matmul_add(work)
+    matmul_add(work)
     _join_reshapes(work)
     move_transposes(work)
     _join_reshapes(work)
     _split(work)
-    _transposed_products(work)
-    _gemm_activation(work)
+    transposed_products(work)
+    gemm_activation(work)
     _conv_activation(work)
     _bias_gelu(work)
     _skip_layer_norm(work)
     _quick_gelu(work)
-    _scaled_products(work)
-    _transposed_products(work)
+    scaled_products(work)
+    transposed_products(work)
     if block > 1:
         block_layout(work, block)
     _conv_add_activation(work)
@@ -168,34 +167,6 @@ def _layer_norm(work: Rewriter) -> None:
         work.replace(mean, "LayerNormalization", inputs, [parts[-1].out], *parts)
 
 
-def _matmul_add(work: Rewriter) -> None:
-    """MatMulAddFusion: a product with one matrix plus a row is a Gemm; reshapes flatten rows of more dims."""
-    for step in work.live():
-        if step.op != "MatMul" or len(work.shape(step.inputs[1])) != 2:
-            continue
-        after, left = work.only_reader(step.out), work.shape(step.inputs[0])
-        if after is None or after.op != "Add" or not left:
-            continue
-        bias = next((name for name in after.inputs if name != step.out), "")
-        columns = work.shape(step.inputs[1])[1]
-        flat = len(left) == 2
-        if work.shape(bias) != (columns,) and not (flat and work.shape(bias) in ((1, columns), (left[0], columns))):
-            continue
-        work.absorb(step, after)
-        step.op = "Gemm"
-        source, result = step.inputs[0], step.out
-        if not flat:
-            rows = prod(left[:-1])
-            matrix = work.declare(f"{source}:matrix:{result}", source, (rows, left[-1]))
-            product = work.declare(f"{result}:matrix", result, (rows, columns))
-            work.insert("Reshape", source, matrix, step, after=False)
-            work.insert("Reshape", product, result, step, after=True)
-            source = matrix
-            step.outputs = [product]
-            work.producers[product] = step
-        work.rewire(step, [source, step.inputs[1], bias])
-
-
 def _join_reshapes(work: Rewriter) -> None:
     """ReshapeFusion: of two that follow each other one is enough."""
     for step in work.live():
@@ -211,7 +182,7 @@ def _split(work: Rewriter) -> None:
     """GatherSliceToSplitFusion: positions, or slices, that together read a whole axis are one Split."""
     for name in list(work.readers):
         readers = work.uses(name)
-        if len(readers) < 2 or name in work.static or name in work.results:
+        if len(readers) < 2 or name in work.static or name in work.results or not work.shape(name):
             continue
         if all(step.op == "Gather" and work.shape(step.inputs[1]) == () for step in readers):
             _split_positions(work, name, readers)
@@ -221,7 +192,7 @@ def _split(work: Rewriter) -> None:
 
 def _split_positions(work: Rewriter, name: str, readers: list[Step]) -> None:
     shape = work.shape(name)
-    axes = {_axis(step, len(shape)) for step in readers}
+    axes = {step.integer("axis", 0) % len(shape) for step in readers}
     indices = sorted(int(work.scalar(step.inputs[1]) or 0) % max(1, shape[min(axes)]) for step in readers)
     axis = min(axes)
     if len(axes) > 1 or indices != list(range(shape[axis])):
@@ -254,49 +225,6 @@ def _start(work: Rewriter, step: Step) -> int:
     """Give where a Slice begins; one from the end counts last."""
     starts = work.graph.constants.get(step.inputs[1], (0,)) if len(step.inputs) > 1 else (0,)
     return int(starts[0]) if starts and starts[0] >= 0 else 2**31
-
-
-def _axis(step: Step, rank: int) -> int:
-    axis = step.attributes.get("axis", 0)
-    return axis % rank if isinstance(axis, int) and rank else 0
-
-
-def _transposed_products(work: Rewriter) -> None:
-    """MatmulTransposeFusion: a Transpose goes into the product that alone reads it, where it swaps the last two dims.
-
-    So does one that moves the first dim behind the batch, with or without such a swap.
-    """
-    for step in work.live():
-        if step.op not in ("MatMul", f"{MS}FusedMatMul"):
-            continue
-        for position, flag in ((0, "transA"), (1, "transB")):
-            before = work.producers.get(step.inputs[position])
-            if before is None or before.op != "Transpose":
-                continue
-            perm = permutation(work, before)
-            rank = len(perm)
-            middle = tuple(range(1, rank - 1))
-            swapped = perm in ((*range(rank - 2), rank - 1, rank - 2), (*middle, rank - 1, 0))
-            if rank < 2 or not (swapped or (rank > 2 and perm == (*middle, 0, rank - 1))):
-                continue
-            inputs = list(step.inputs)
-            inputs[position] = before.inputs[0]
-            work.rewire(step, inputs)
-            step.op = f"{MS}FusedMatMul"
-            step.attributes[flag] = int(swapped)
-            if not work.uses(before.out) and before.out not in work.results:
-                step.sources += before.sources
-                work.remove(before)
-
-
-def _gemm_activation(work: Rewriter) -> None:
-    """GemmActivationFusion."""
-    for step in work.live():
-        after = work.only_reader(step.out) if step.op == "Gemm" else None
-        if after is not None and after.op in _GEMM_ACTIVATIONS:
-            work.absorb(step, after)
-            step.op = f"{MS}FusedGemm"
-            step.attributes["activation"] = after.op
 
 
 def _conv_activation(work: Rewriter) -> None:
@@ -365,40 +293,6 @@ def _quick_gelu(work: Rewriter) -> None:
             scaled = next((n for n in before.inputs if n not in work.static and n in after.inputs), "")
             if scaled:
                 work.replace(before, f"{MS}QuickGelu", [scaled], [after.out], step, after)
-
-
-def _scaled_products(work: Rewriter) -> None:
-    """MatMulScaleFusion: a factor before or after a product of matrices goes into it."""
-    for step in work.live():
-        if step.op not in ("MatMul", f"{MS}FusedMatMul"):
-            continue
-        changed = False
-        for position in (0, 1):
-            before = work.producers.get(step.inputs[position])
-            if before is None or before.op not in ("Mul", "Div") or work.only_reader(before.out) is not step:
-                continue
-            source = _scaled_input(work, before)
-            if source:
-                inputs = list(step.inputs)
-                inputs[position] = source
-                step.sources += before.sources
-                work.remove(before)
-                work.rewire(step, inputs)
-                changed = True
-        after = work.only_reader(step.out)
-        if after is not None and after.op in ("Mul", "Div") and _scaled_input(work, after) == step.out:
-            work.absorb(step, after)
-            changed = True
-        if changed:
-            step.op = f"{MS}FusedMatMul"
-
-
-def _scaled_input(work: Rewriter, step: Step) -> str:
-    """Give the input that a step multiplies or divides by a constant of one element, '' where it does not."""
-    for position, name in enumerate(step.inputs):
-        if name in work.static and len(work.graph.constants.get(name, ())) == 1 and (step.op == "Mul" or position == 1):
-            return step.inputs[1 - position]
-    return ""
 
 
 def _conv_add_activation(work: Rewriter) -> None:

@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator
 
-from latmod.graph import Attribute, Graph, Node, Tensor
-
-_COPIES = frozenset({"Identity", "Dropout"})
+from latmod.graph import Attribute, Attributed, Graph, Tensor, is_copy
 
 
-class Step:
+class Step(Attributed):
     """One operator of a graph under rewriting; `sources` are the nodes of the file that it does the work of."""
 
     __slots__ = ("attributes", "gone", "inputs", "op", "outputs", "sources")
@@ -51,18 +49,12 @@ class Rewriter:
             if not keep_static and outputs and all(name in graph.static for name in outputs):
                 continue
             inputs = [alias.get(name, name) for name in node.inputs]
-            if self._is_copy(node):
+            if is_copy(node, graph):
                 alias[node.outputs[0]] = inputs[0]
                 if node.outputs[0] in self.results:
                     self.results.add(inputs[0])
                 continue
             self.append(Step(node.op, inputs, list(node.outputs), dict(node.attributes), [node.name]))
-
-    def _is_copy(self, node: Node) -> bool:
-        if node.op == "Cast":
-            source, target = self.tensors.get(node.inputs[0]), self.tensors.get(node.outputs[0])
-            return source is not None and target is not None and source.dtype == target.dtype
-        return node.op in _COPIES and not any(self.graph.consumers(name) for name in node.outputs[1:])
 
     def append(self, step: Step) -> None:
         """Add a step at the end."""

@@ -43,15 +43,10 @@ def uses_onednn(work: Rewriter, step: Step, threads: int) -> bool:
     """Tell whether torch gives a float32 convolution to oneDNN."""
     source, weight = work.shape(step.inputs[0]), work.shape(step.inputs[1])
     kernel = weight[2:]
-    strided = any(value != 1 for value in _ints(step, "strides"))
-    dilated = any(value != 1 for value in _ints(step, "dilations"))
+    strided = any(value != 1 for value in step.ints("strides", ()))
+    dilated = any(value != 1 for value in step.ints("dilations", ()))
     if not (strided or dilated or source[0] >= _LARGE_BATCH or set(kernel) != {1} or threads > 1):
         return False
-    group = step.attributes.get("group", 1)
+    group = step.integer("group", 1)
     large = len(kernel) > 1 and min(kernel[-2:]) > _LARGE_KERNEL
     return group != 1 or large or source[0] > 1 or prod(source) > _SMALL_INPUT or threads > 1
-
-
-def _ints(step: Step, name: str) -> tuple[int, ...]:
-    value = step.attributes.get(name, ())
-    return tuple(int(v) for v in value) if isinstance(value, tuple) else ()

@@ -23,8 +23,19 @@ def move_transposes(work: Rewriter) -> None:
 
 def permutation(work: Rewriter, step: Step) -> tuple[int, ...]:
     """Give the order of dims that a Transpose makes."""
-    perm = step.attributes.get("perm", tuple(reversed(range(len(work.shape(step.inputs[0]))))))
-    return tuple(int(dim) for dim in perm) if isinstance(perm, tuple) else ()
+    return step.ints("perm", tuple(reversed(range(len(work.shape(step.inputs[0]))))))
+
+
+def _transpose_after(
+    work: Rewriter, step: Step, inputs: list[str], shape: tuple[int, ...], perm: tuple[int, ...]
+) -> None:
+    """Let a step read other inputs, which makes its output of another shape, and transpose that to what it was."""
+    result = step.out
+    plain = work.declare(f"{result}:plain", result, shape)
+    work.rewire(step, inputs)
+    work.redirect(step, plain)
+    after = work.insert("Transpose", plain, result, step, after=True)
+    after.attributes = {"perm": perm}
 
 
 def _drop_unread(work: Rewriter, step: Step) -> None:
@@ -59,19 +70,12 @@ def _push_through_gathers(work: Rewriter) -> bool:
         if before is None or before.op != "Transpose" or work.shape(step.inputs[1]) != () or step.out in work.results:
             continue
         perm = permutation(work, before)
-        axis = step.attributes.get("axis", 0)
-        assert isinstance(axis, int)
-        axis %= len(perm)
+        axis = step.integer("axis", 0) % len(perm)
         source, moved = before.inputs[0], perm[axis]
         rest = [dim for position, dim in enumerate(perm) if position != axis]
         shape = tuple(size for dim, size in enumerate(work.shape(source)) if dim != moved)
-        plain = work.declare(f"{step.out}:plain", step.out, shape)
-        result = step.out
-        work.rewire(step, [source, step.inputs[1]])
         step.attributes = {"axis": moved}
-        work.redirect(step, plain)
-        after = work.insert("Transpose", plain, result, step, after=True)
-        after.attributes = {"perm": tuple(dim - (dim > moved) for dim in rest)}
+        _transpose_after(work, step, [source, step.inputs[1]], shape, tuple(dim - (dim > moved) for dim in rest))
         _drop_unread(work, before)
         changed = True
     return changed
@@ -90,12 +94,7 @@ def _push_through_sums(work: Rewriter) -> bool:
         sources = [one.inputs[0] for one in pair]
         if work.shape(sources[0]) != work.shape(sources[1]):
             continue
-        perm, result = permutation(work, pair[0]), step.out
-        plain = work.declare(f"{result}:plain", result, work.shape(sources[0]))
-        work.rewire(step, sources)
-        work.redirect(step, plain)
-        after = work.insert("Transpose", plain, result, step, after=True)
-        after.attributes = {"perm": perm}
+        _transpose_after(work, step, sources, work.shape(sources[0]), permutation(work, pair[0]))
         for one in pair:
             _drop_unread(work, one)
         changed = True
@@ -111,13 +110,10 @@ def _push_through_unsqueezes(work: Rewriter) -> bool:
             continue
         if work.only_reader(before.out) is not step or work.shape(step.out) != (1, *work.shape(before.out)):
             continue
-        perm, source, result = permutation(work, before), before.inputs[0], step.out
+        source = before.inputs[0]
         shape = work.shape(source)
-        plain = work.declare(f"{result}:plain", result, (shape[0], 1, *shape[1:]))
-        work.rewire(step, [source, *step.inputs[1:]])
-        work.redirect(step, plain)
-        after = work.insert("Transpose", plain, result, step, after=True)
-        after.attributes = {"perm": (1, *(dim + (dim > 0) for dim in perm))}
+        perm = (1, *(dim + (dim > 0) for dim in permutation(work, before)))
+        _transpose_after(work, step, [source, *step.inputs[1:]], (shape[0], 1, *shape[1:]), perm)
         _drop_unread(work, before)
         changed = True
     return changed
