@@ -191,6 +191,11 @@ class DatasetFolder:
         """Return whether a card is there."""
         return (self.path / CARD_FILE).is_file()
 
+    @property
+    def has_kernels(self) -> bool:
+        """Return whether per-kernel times were asked for and told."""
+        return (self.path / KERNELS_FILE).is_file()
+
     def graph_path(self, model: str) -> Path:
         """Return where the weight-free graph of a model lies."""
         return self.path / GRAPHS_FOLDER / f"{model}.onnx"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
+from latmod.columns import feature_matrix
 from latmod.dataset import DatasetFolder, Observation
 from latmod.drift import Correction
 from latmod.errors import MachineError, PredictorError
@@ -87,12 +88,18 @@ def evaluate(folder: DatasetFolder, predictors: Sequence[Predictor], level: str 
         what = "predictor" if level == "best" else f"predictor of the {level} level"
         raise PredictorError(f"{folder.path}: no {what} for {', '.join(card.runtimes)} with {threads} threads")
     found = []
-    for one in observations(folder, _corrections(usable)):
+    for one in observations(folder, _corrections(usable), with_features=False):
         query = ask(read_graph(folder.graph_path(one.model)), one.model)
         for predictor in choose_each([p for p in usable if p.card.runtime == one.runtime], query):
             answer = predictor.predict_all([query])[0]
             found.append(
-                _verdict(one, level, answer.latency_ms, answer.low_ms, answer.high_ms, in_domain=answer.in_domain)
+                _verdict(
+                    one,
+                    level,
+                    (answer.latency_ms, answer.low_ms, answer.high_ms),
+                    in_domain=answer.in_domain,
+                    macs=query.features["macs"],
+                )
             )
     return found
 
@@ -119,15 +126,17 @@ def evaluate_baselines(
         table = make_table(
             [o.features for o in seen], [o.family for o in seen], [o.latency_ns() / 1e6 for o in seen], names
         )
+        x = feature_matrix([o.features for o in own], names)
         for candidate in candidates():
             if candidate.regressor not in BASELINES:
                 continue
-            x = make_table([o.features for o in own], [o.family for o in own], [1.0] * len(own), names).x
             predicted = fit_table(candidate, candidate.grid[0], table, seed).predict(x)
             factor = float(np.exp(calibrate(candidate, candidate.grid[0], table, seed).quantiles[0]))
             found += [
-                _verdict(one, candidate.regressor, float(ms), float(ms / factor), float(ms * factor), in_domain=True)
-                for one, ms in zip(own, predicted, strict=True)
+                _verdict(
+                    one, candidate.regressor, (ms, ms / factor, ms * factor), in_domain=True, macs=one.features["macs"]
+                )
+                for one, ms in zip(own, predicted.tolist(), strict=True)
             ]
     return found
 
@@ -173,9 +182,11 @@ def _order(own: Sequence[Verdict]) -> tuple[int, int]:
 
 
 def _verdict(
-    one: Observation, level: str, predicted_ms: float, low_ms: float, high_ms: float, *, in_domain: bool
+    one: Observation, level: str, told_ms: tuple[float, float, float], *, in_domain: bool, macs: float
 ) -> Verdict:
+    """Return the record of one answer: the latency told, and the ends of its interval."""
     measured_ms = one.latency_ns() / 1e6
+    predicted_ms, low_ms, high_ms = told_ms
     return Verdict(
         model=one.model,
         family=one.family,
@@ -188,7 +199,7 @@ def _verdict(
         error=predicted_ms / measured_ms - 1.0,
         in_domain=in_domain,
         noise=split_half(one.round_ns["min"]),
-        macs=one.features["macs"],
+        macs=macs,
     )
 
 

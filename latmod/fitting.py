@@ -96,7 +96,7 @@ def by_level(
         published = any(FAMILIES[model.family].published for model in folder.read_card().models)
         if published and not named:
             continue
-        (kernel_sets if folder.read_kernels() else graph_sets).append(folder)
+        (kernel_sets if folder.has_kernels else graph_sets).append(folder)
     return graph_sets, kernel_sets
 
 

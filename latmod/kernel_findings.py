@@ -19,7 +19,7 @@ from latmod.kernel_fitting import fit_additive
 from latmod.kernel_study import Held, Part, decompose, leave_families_out, quantiles
 from latmod.kernels.columns import PHYSICAL
 from latmod.labels import LabelledModel, labelled_models
-from latmod.scores import Scores, noise_floor, score
+from latmod.scores import Scores, score
 from latmod.study import COVERAGE
 from latmod.table import corrections
 from latmod.timing import Statistic
@@ -75,15 +75,15 @@ def fit_kernel_level(
     """
     cards = [folder.read_card() for folder in folders]
     _check(folders, cards)
-    nominal = corrections(folders[0])
+    known = corrections(folders[0])
     told = {burst.runtime for folder in folders for burst in folder.read_kernels() if burst.status == "ok"}
     names = [name for name in cards[0].runtimes if name in told and (not runtimes or name in runtimes)]
-    reports = []
-    for runtime in names:
-        models = [
-            model for folder in folders for model in labelled_models(folder, runtime, nominal=nominal[runtime].nominal)
-        ]
-        reports.append(_report(folders, cards, runtime, models, nominal[runtime], seed, jobs or os.cpu_count() or 1))
+    models: dict[str, list[LabelledModel]] = {name: [] for name in names}
+    for folder in folders:
+        correct = known if folder is folders[0] else corrections(folder, next(iter(known.values())).nominal)
+        for name, labelled in labelled_models(folder, names, correct).items():
+            models[name] += labelled
+    reports = [_report(cards, name, models[name], known[name], seed, jobs or os.cpu_count() or 1) for name in names]
     if not reports:
         raise DatasetError(
             f"{folders[0].path}: per-kernel times are there for {', '.join(sorted(told)) or 'no runtime'}"
@@ -104,7 +104,7 @@ def _check(folders: Sequence[DatasetFolder], cards: Sequence[Card]) -> None:
                 f"{folder.path}: holds published networks ({', '.join(published)}), which are there to test on; "
                 "leave it out"
             )
-        if not folder.read_kernels():
+        if not folder.has_kernels:
             raise DatasetError(f"{folder.path}: no per-kernel times; measure them with latmod sweep --kernels")
     families = {model.family for card in cards for model in card.planned}
     if len(families) < MIN_FAMILIES:
@@ -112,7 +112,6 @@ def _check(folders: Sequence[DatasetFolder], cards: Sequence[Card]) -> None:
 
 
 def _report(
-    folders: Sequence[DatasetFolder],
     cards: Sequence[Card],
     runtime: str,
     models: Sequence[LabelledModel],
@@ -202,7 +201,7 @@ def _artifact(
         drift_weights=correction.weights,
         models=len(models),
         scores={name: getattr(overall, name) for name in scored},
-        noise_floor=noise_floor([(1.0, 1.0 + model.noise) for model in models]),
+        noise_floor=overall.noise_floor,
         coverage=COVERAGE,
         quantiles=widths,
         isa=tuple(first.machine.isa),

@@ -51,22 +51,9 @@ def leave_families_out(models: Sequence[LabelledModel], *, seed: int = 0, jobs: 
     return [by_model[model.model] for model in models]
 
 
-def out_of_fold(models: Sequence[LabelledModel], *, seed: int = 0, folds: int = 5, jobs: int = 1) -> list[Held]:
-    """Predict every model by what was fitted to four fifths of the others, whatever their family."""
-    order = np.random.default_rng(seed).permutation(len(models))
-    parts = run_all(partial(_fold, models, seed), [set(order[fold::folds].tolist()) for fold in range(folds)], jobs)
-    by_model = {held.model: held for part in parts for held in part}
-    return [by_model[model.model] for model in models]
-
-
 def _without(models: Sequence[LabelledModel], seed: int, family: str) -> list[Held]:
     kept = [model for model in models if model.family != family]
     return held_out(kept, [model for model in models if model.family == family], seed)
-
-
-def _fold(models: Sequence[LabelledModel], seed: int, held: set[int]) -> list[Held]:
-    kept = [model for position, model in enumerate(models) if position not in held]
-    return held_out(kept, [models[position] for position in sorted(held)], seed)
 
 
 def held_out(kept: Sequence[LabelledModel], tested: Sequence[LabelledModel], seed: int) -> list[Held]:

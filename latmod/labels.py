@@ -1,7 +1,7 @@
 """Join what an engine told of its kernels with the kernels that the rules expect of the same graph."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -11,8 +11,7 @@ from latmod.drift import Correction, state_of
 from latmod.graph import read_graph
 from latmod.kernels import Kernel, kernels
 from latmod.scores import split_half
-from latmod.table import corrections, observations
-from latmod.timing import Reference
+from latmod.table import observations
 
 _PACKED = frozenset({"Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
 """Operators whose second matrix an engine may have packed away: the first one and the result say its shape."""
@@ -35,26 +34,27 @@ class LabelledModel(msgspec.Struct, frozen=True, kw_only=True):
     unmatched_ns: float
 
 
-def labelled_models(folder: DatasetFolder, runtime: str, *, nominal: Reference | None = None) -> list[LabelledModel]:
-    """Return the models of a data set that were measured in a runtime, with what is known of their kernels.
+def labelled_models(
+    folder: DatasetFolder, runtimes: Collection[str], correct: Mapping[str, Correction]
+) -> dict[str, list[LabelledModel]]:
+    """Return by runtime the models of a data set that were measured there, with what is known of their kernels.
 
-    With `nominal`, stated for that state of the machine instead of the data set's own.
+    `correct` holds the drift correction of every runtime.
     """
     card = folder.read_card()
-    told: dict[str, list[KernelMeasurement]] = defaultdict(list)
+    told: dict[tuple[str, str], list[KernelMeasurement]] = defaultdict(list)
     for burst in folder.read_kernels():
-        if burst.runtime == runtime and burst.status == "ok":
-            told[burst.model].append(burst)
-    known = corrections(folder, nominal)
-    found = []
-    for one in observations(folder, known, with_features=False):
-        if one.runtime != runtime:
+        if burst.status == "ok":
+            told[burst.runtime, burst.model].append(burst)
+    found: dict[str, list[LabelledModel]] = {runtime: [] for runtime in runtimes}
+    for one in observations(folder, correct, with_features=False):
+        if one.runtime not in found:
             continue
         graph = read_graph(folder.graph_path(one.model))
-        expected = kernels(graph, runtime, isa=card.machine.isa, threads=card.protocol.threads)
-        times = [_corrected(burst, known[runtime]) for burst in told[one.model]]
+        expected = kernels(graph, one.runtime, isa=card.machine.isa, threads=card.protocol.threads)
+        times = [_corrected(burst, correct[one.runtime]) for burst in told[one.runtime, one.model]]
         label, told_ns, unmatched_ns = join(expected, times)
-        found.append(
+        found[one.runtime].append(
             LabelledModel(
                 model=one.model,
                 family=one.family,

@@ -1,5 +1,6 @@
 """Predict latency from features with a fitted predictor; needs numpy and onnxruntime, and runs no network."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from importlib import resources
@@ -79,7 +80,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True, order=True):
     name: str
 
 
-class Predictor:
+class Predictor(ABC):
     """Answer for one runtime on one machine under one setting, all told by `card`."""
 
     card: AnyCard
@@ -103,17 +104,17 @@ class Predictor:
         query = Query(features=features, model=model, unknown_share=unknown_share, reasons=reasons)
         return self.predict_all([query], state=state)[0]
 
+    @abstractmethod
     def predict_all(self, queries: Sequence[Query], *, state: Reference | None = None) -> list[Prediction]:
         """Predict many models in one call.
 
         `state`, a reference load, states the answers for that state of the machine instead of its nominal one. Raises
         `PredictorError` when the map gives no positive number, or when there is no nominal state to compare with.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def standing(self, query: Query) -> Standing:
         """Return how fit this predictor is for a model."""
-        raise NotImplementedError
 
     def _drift(self, state: Reference | None) -> float:
         """Return by how much this runtime is slower in a state than in the nominal one."""

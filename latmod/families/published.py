@@ -8,12 +8,10 @@ import msgspec
 from msgspec import Meta
 
 from latmod.errors import SpecError
-from latmod.families.family import Estimate
+from latmod.families.family import FLOAT_BYTES, MEMORY_FACTOR, Estimate
 
 if TYPE_CHECKING:
     from torch import nn
-
-_FLOAT_BYTES, _MEMORY_FACTOR = 4, 4
 
 
 class PublishedSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -100,7 +98,7 @@ class Light:
         return Estimate(
             macs=sum(one.macs for one in costs),
             params=params,
-            peak_memory_bytes=_MEMORY_FACTOR * (_FLOAT_BYTES * params + 2 * largest),
+            peak_memory_bytes=MEMORY_FACTOR * (FLOAT_BYTES * params + 2 * largest),
         )
 
     def input_shape(self, spec: msgspec.Struct) -> tuple[int, ...]:

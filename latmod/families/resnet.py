@@ -8,15 +8,10 @@ import msgspec
 from msgspec import Meta
 
 from latmod.errors import SpecError
-from latmod.families.family import Estimate
+from latmod.families.family import FLOAT_BYTES, MEMORY_FACTOR, Estimate
 
 if TYPE_CHECKING:
     from torch import nn
-
-FLOAT_BYTES = 4
-# What onnxruntime 1.32 needs at its peak, while it folds batch norms and packs weights, over what the model holds: 3.6
-# measured where weights prevail, 3.5 where activations do; torch 2.14 needs 1.1 and 2.5.
-MEMORY_FACTOR = 4
 
 Positive = Annotated[int, Meta(ge=1)]
 # Four times the largest number of blocks per stage of the five standard networks (3, 8, 36, 3).

@@ -7,13 +7,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from latmod.families.family import Estimate
+from latmod.families.family import FLOAT_BYTES, MEMORY_FACTOR, Estimate
 
 S = TypeVar("S")
-
-FLOAT_BYTES = 4
-MEMORY_FACTOR = 4
-"""What an engine needs at its peak over what the model holds; as measured for residual networks."""
 
 
 def trace_estimate(build: Callable[[S], nn.Module], spec: S, shape: tuple[int, ...]) -> Estimate:

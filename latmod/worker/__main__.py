@@ -28,6 +28,7 @@ from latmod.worker.messages import (
     Failure,
     KernelReply,
     KernelRequest,
+    ModelRequest,
     Ready,
     ReferenceReply,
     ReferenceRequest,
@@ -141,7 +142,7 @@ class _Server:
             passes.append(load.measure())
         return ReferenceReply(passes=tuple(passes), disturbance=disturbance(counters, read_counters()))
 
-    def _inputs_for(self, request: BurstRequest | KernelRequest) -> tuple[list[Inputs], str]:
+    def _inputs_for(self, request: ModelRequest) -> tuple[list[Inputs], str]:
         """Return the inputs and what they are; made once for each shape."""
         tensors = read_inputs(Path(request.model.path))
         key = (*((t.name, t.dtype, t.shape) for t in tensors), request.images, request.input_count, request.input_seed)

@@ -8,27 +8,27 @@ from latmod.runtimes import Model, Settings
 from latmod.timing import Burst, BurstPlan, Reference
 
 
-class BurstRequest(msgspec.Struct, frozen=True, kw_only=True, tag="burst"):
-    """Ask for one burst of one model."""
+class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Name a model, how it is to run, and what it is fed."""
 
     model: Model
     settings: Settings
-    plan: BurstPlan
     images: str = ""
     """A folder of photographs, empty for those that ship with latmod."""
     input_count: int = 4
     input_seed: int = 0
 
 
-class KernelRequest(msgspec.Struct, frozen=True, kw_only=True, tag="kernels"):
+class BurstRequest(ModelRequest, frozen=True, kw_only=True, tag="burst"):
+    """Ask for one burst of one model."""
+
+    plan: BurstPlan
+
+
+class KernelRequest(ModelRequest, frozen=True, kw_only=True, tag="kernels"):
     """Ask what each kernel of a model takes."""
 
-    model: Model
-    settings: Settings
     seconds: float
-    images: str = ""
-    input_count: int = 4
-    input_seed: int = 0
 
 
 class ExportRequest(msgspec.Struct, frozen=True, kw_only=True, tag="export"):
