@@ -66,6 +66,9 @@ def _trace(module: "nn.Module", shape: tuple[int, ...], path: Path) -> None:
     # The traced operators are so small that a second thread only spins: it took six times the CPU on a busy machine.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    # torch's fused attention has no ONNX operator.
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -84,6 +87,7 @@ def _trace(module: "nn.Module", shape: tuple[int, ...], path: Path) -> None:
             )
     finally:
         torch.set_num_threads(threads)
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _with_weights_as_inputs(module: "nn.Module") -> tuple["nn.Module", dict[str, "Tensor"]]:

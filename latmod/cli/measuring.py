@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from latmod.sweeping import Progress
 
 EXIT_FAILED_PARTS = 3
-KERNEL_ROUNDS = 2
+KERNEL_ROUNDS = 1
 
 
 @click.command()
@@ -51,7 +51,7 @@ KERNEL_ROUNDS = 2
 @click.option(
     "--timeout", type=float, default=600.0, show_default=True, help="Seconds after which a worker counts as hung."
 )
-@click.option("--kernels", is_flag=True, help="Also ask the engines what each kernel takes, in the first two rounds.")
+@click.option("--kernels", is_flag=True, help="Also ask the engines what each kernel takes, in the first round.")
 @click.option("--out", type=click.Path(path_type=Path), help="Data set folder (default: datasets/SPACE).")
 @click.option("--dry-run", is_flag=True, help="Print the plan and an estimate of time and memory; measure nothing.")
 def sweep(

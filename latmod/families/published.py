@@ -50,10 +50,16 @@ class Torchvision:
         return module
 
     def estimate(self, spec: msgspec.Struct) -> Estimate:
-        """Count by running the module on torch's meta device."""
+        """Count by running the module on torch's meta device, where some of these cannot be built."""
+        import torch
+
         from latmod.families.tracing import trace_estimate
 
-        return trace_estimate(self.build, spec, self.input_shape(spec))
+        def build(spec: msgspec.Struct) -> "nn.Module":
+            with torch.device("cpu"):
+                return self.build(spec).to("meta")
+
+        return trace_estimate(build, spec, self.input_shape(spec))
 
     def input_shape(self, spec: msgspec.Struct) -> tuple[int, ...]:
         """Return batch x 3 x side x side."""

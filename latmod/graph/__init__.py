@@ -1,11 +1,12 @@
 """Read `.onnx` files: the only part of latmod that touches protobuf."""
 
 from latmod.graph.canonical import canonical, is_copy
+from latmod.graph.explicit import explicit_model
 from latmod.graph.exported import tidy_export
 from latmod.graph.reading import is_known, read_graph
 from latmod.graph.records import BITS, FLOATS, Attribute, Attributed, Graph, Node, Scalar, Tensor
 from latmod.graph.shapes import read_inputs
-from latmod.graph.slots import WeightSlot, fill_weights, inline_copies, weight_slots
+from latmod.graph.slots import WeightSlot, fill_weights, weight_slots
 from latmod.graph.weightfree import WEIGHTS_FILE, strip_weights
 
 __all__ = [
@@ -20,8 +21,8 @@ __all__ = [
     "Tensor",
     "WeightSlot",
     "canonical",
+    "explicit_model",
     "fill_weights",
-    "inline_copies",
     "is_copy",
     "is_known",
     "read_graph",

@@ -5,18 +5,22 @@ from collections.abc import Mapping
 
 from onnx import ModelProto, NodeProto, TensorProto
 
+from latmod.graph.shapes import without_shape_arithmetic
+
 
 def tidy_export(
     content: bytes, input_shape: tuple[int, ...], modules: frozenset[str], properties: Mapping[str, str]
 ) -> bytes:
     """Return the model with its first input in `input_shape` and all further inputs as initialisers without data.
 
-    Nodes and values are named after `modules`, the leaf modules by their names in the state dict; `properties` go into
-    the file's metadata.
+    Shape arithmetic is done. Nodes and values are named after `modules`, the leaf modules by their names in the state
+    dict; `properties` go into the file's metadata.
     """
     model = ModelProto.FromString(content)
     _weights_to_initializers(model)
     _set_shape(model, input_shape)
+    if any(node.op_type in ("Shape", "Constant") for node in model.graph.node):
+        model = _folded(model)
     _rename(model, modules)
     for key, value in properties.items():
         model.metadata_props.add(key=key, value=value)
@@ -39,6 +43,20 @@ def _set_shape(model: ModelProto, shape: tuple[int, ...]) -> None:
         dimension.dim_value = size
     model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = shape[0]
     del model.graph.value_info[:]
+
+
+def _folded(model: ModelProto) -> ModelProto:
+    """Do the shape arithmetic, and leave out what nothing reads any more: half of the nodes of a transformer."""
+    model = without_shape_arithmetic(model)
+    read = {value.name for value in model.graph.output}
+    kept = []
+    for node in reversed(model.graph.node):
+        if read.intersection(node.output):
+            read.update(node.input)
+            kept.append(NodeProto.FromString(node.SerializeToString()))  # `del` empties the originals
+    del model.graph.node[:], model.graph.value_info[:]
+    model.graph.node.extend(reversed(kept))
+    return model
 
 
 def _rename(model: ModelProto, leaves: frozenset[str]) -> None:

@@ -64,6 +64,15 @@ def inferred(model: ModelProto, shapes: Shapes) -> ModelProto:
     return _infer_all(model)
 
 
+def without_shape_arithmetic(model: ModelProto) -> ModelProto:
+    """Infer all shapes and put constants in the place of what is computed from them. Raises GraphError."""
+    model = inferred(model, {})
+    known: dict[str, Array] = {}
+    while fold_shape_arithmetic(model, known):
+        pass
+    return model
+
+
 def _check_order(model: ModelProto) -> None:
     """Refuse a value that is read before it is computed, or computed twice."""
     defined = {value.name for value in model.graph.input} | {tensor.name for tensor in model.graph.initializer}

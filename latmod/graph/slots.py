@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, numpy_helper
 
 from latmod.graph.loading import dtype_name, has_data, load
 from latmod.graph.records import Attribute, Tensor
@@ -40,25 +40,13 @@ def weight_slots(path: Path) -> tuple[WeightSlot, ...]:
 
 def fill_weights(path: Path, weights: Iterable[tuple[str, np.ndarray]]) -> ModelProto:
     """Return the model with the data of the named initialisers put in (for engines that take no weights beside)."""
-    model = load(path)
+    return filled(load(path), weights)
+
+
+def filled(model: ModelProto, weights: Iterable[tuple[str, np.ndarray]]) -> ModelProto:
+    """Put the data of the named initialisers into a model, in place; return it."""
     positions = {tensor.name: index for index, tensor in enumerate(model.graph.initializer)}
     for name, values in weights:
-        filled = numpy_helper.from_array(np.ascontiguousarray(values), name)
-        model.graph.initializer[positions[name]].CopyFrom(filled)
+        tensor = numpy_helper.from_array(np.ascontiguousarray(values), name)
+        model.graph.initializer[positions[name]].CopyFrom(tensor)
     return model
-
-
-def inline_copies(model: ModelProto) -> None:
-    """Let the readers of an Identity read its input, in place: onnx2torch fails where one shares an initialiser."""
-    outputs = {value.name for value in model.graph.output}
-    alias: dict[str, str] = {}
-    kept = []
-    for node in model.graph.node:
-        node.input[:] = [alias.get(name, name) for name in node.input]
-        if node.op_type == "Identity" and node.output[0] not in outputs:
-            alias[node.output[0]] = node.input[0]
-        else:
-            kept.append(NodeProto.FromString(node.SerializeToString()))  # `del` empties the originals
-    if alias:
-        del model.graph.node[:]
-        model.graph.node.extend(kept)

@@ -4,9 +4,8 @@ The rules follow `graph_transformer_utils.cc` of onnxruntime 1.20 to 1.32 in its
 it stands for. The tests hold them against what onnxruntime's own profile tells.
 """
 
-from math import isclose, sqrt
-
 from latmod.graph import Graph
+from latmod.kernels.activations import restore_gelu
 from latmod.kernels.nchwc import block_layout
 from latmod.kernels.products import MS, gemm_activation, matmul_add, scaled_products, transposed_products
 from latmod.kernels.rewriting import Rewriter, Step
@@ -21,7 +20,7 @@ def optimise(graph: Graph, *, block: int) -> Rewriter:
     _decompose(work)
     _fold_into_convolutions(work)
     _drop_noops(work)
-    _gelu(work)
+    restore_gelu(work, f"{MS}Gelu")
     _layer_norm(work)
     matmul_add(work)
     _join_reshapes(work)
@@ -102,40 +101,6 @@ def _drop_noops(work: Rewriter) -> None:
 
 def _same_shape(work: Rewriter, step: Step) -> bool:
     return step.inputs[0] not in work.static and work.shape(step.inputs[0]) == work.shape(step.out) != ()
-
-
-def _gelu(work: Rewriter) -> None:
-    """GeluFusion: x / sqrt(2), Erf, + 1, * x, * 0.5, in any order of the last two."""
-    for erf in work.live():
-        if erf.op != "Erf":
-            continue
-        scaled, plus = work.producers.get(erf.inputs[0]), work.only_reader(erf.out)
-        if scaled is None or plus is None or plus.op != "Add" or scaled.op not in ("Div", "Mul"):
-            continue
-        source = _other_than_scalar(work, scaled, sqrt(2.0) if scaled.op == "Div" else sqrt(0.5))
-        last = [plus]
-        for _ in range(2):
-            following = work.only_reader(last[-1].out)
-            if following is not None and following.op == "Mul":
-                last.append(following)
-        if source is None or work.only_reader(scaled.out) is not erf:
-            continue
-        if len(last) == 3:
-            work.replace(scaled, f"{MS}Gelu", [source], [last[-1].out], erf, *last)
-        elif len(last) == 2:
-            # 0.5 * x stands on its own before the product.
-            half = next((p for name in last[1].inputs if (p := work.producers.get(name)) not in (None, plus)), None)
-            if half is not None and half.op == "Mul" and _other_than_scalar(work, half, 0.5) == source:
-                work.replace(scaled, f"{MS}Gelu", [source], [last[-1].out], erf, *last, half)
-
-
-def _other_than_scalar(work: Rewriter, step: Step, wanted: float) -> str | None:
-    """Give the input that a step combines with a certain number."""
-    for position, name in enumerate(step.inputs):
-        value = work.scalar(name)
-        if value is not None and isclose(value, wanted, rel_tol=1e-3):
-            return step.inputs[1 - position]
-    return None
 
 
 def _layer_norm(work: Rewriter) -> None:

@@ -30,11 +30,10 @@ class Step(Attributed):
 class Rewriter:
     """Hold a graph as steps in topological order, with who writes and who reads each value.
 
-    Left out from the start are copies, and, unless `keep_static`, nodes that no input influences: engines that load a
-    graph compute those once.
+    Left out from the start are copies, and nodes that no input influences: engines compute those once.
     """
 
-    def __init__(self, graph: Graph, *, keep_static: bool = False) -> None:
+    def __init__(self, graph: Graph) -> None:
         """Take over a graph."""
         self.graph = graph
         self.tensors: dict[str, Tensor] = dict(graph.tensors)
@@ -46,7 +45,7 @@ class Rewriter:
         alias: dict[str, str] = {}
         for node in graph.nodes:
             outputs = [name for name in node.outputs if name]
-            if not keep_static and outputs and all(name in graph.static for name in outputs):
+            if outputs and all(name in graph.static for name in outputs):
                 continue
             inputs = [alias.get(name, name) for name in node.inputs]
             if is_copy(node, graph):

@@ -1,12 +1,13 @@
 """What PyTorch makes of a graph, eagerly: one kernel for each operator call, nothing fused.
 
-The graph is taken as it stands, since that is what onnx2torch turns into a module, node by node; what no input
-influences is computed again in every run.
+What no input influences is computed once, and activations that exporters spell out are one call, as
+`runtimes/conversion.py` has it.
 """
 
 from math import prod
 
 from latmod.graph import Graph
+from latmod.kernels.activations import restore_gelu, restore_silu
 from latmod.kernels.rewriting import Rewriter, Step
 
 # ATen's Convolution.cpp, ConvParams::use_mkldnn: with one thread these run on torch's own im2col and Gemm instead of
@@ -24,7 +25,9 @@ def run_eagerly(graph: Graph, *, threads: int) -> Rewriter:
     Convolutions are renamed after the library that runs them, and reshapes of transposed memory, which have to copy it.
     Whoever else reads transposed memory is marked as such.
     """
-    work = Rewriter(graph, keep_static=True)
+    work = Rewriter(graph)
+    restore_gelu(work, "Gelu")
+    restore_silu(work, "Silu")
     transposed: set[str] = set()
     for step in work.live():
         source = step.inputs[0] if step.inputs else ""

@@ -1,7 +1,6 @@
 """PyTorch eager on the CPU: a spec's own module where there is one, else the graph converted by onnx2torch."""
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +9,10 @@ import msgspec
 import numpy as np
 
 from latmod.dataset import KernelTime
-from latmod.errors import UnsupportedModelError
 from latmod.families import FAMILIES
-from latmod.graph import fill_weights, inline_copies, weight_slots
+from latmod.graph import weight_slots
 from latmod.runtimes import Inputs, Model, Settings, fastest_third, installed_version
+from latmod.runtimes.conversion import convert_graph
 from latmod.weights import WeightMaker
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ class Torch:
         torch.set_num_threads(settings.threads)
         flushed = torch.set_flush_denormal(True)
         native = bool(model.family) and FAMILIES[model.family].native and not settings.profile
-        module = _build(model) if native else _convert(model, mapped=settings.profile)
+        module = _build(model) if native else convert_graph(Path(model.path), model.weight_seed)
         graph_inputs = tuple(inputs[0])
         tensors = [tuple(torch.from_numpy(one[name]) for name in graph_inputs) for one in inputs]
         session = TorchSession(module.eval().requires_grad_(False), tensors)
@@ -139,25 +138,4 @@ def _build(model: Model) -> "torch.nn.Module":
         name: torch.zeros((), dtype=torch.int64) for name in module.state_dict() if name.endswith("num_batches_tracked")
     }
     module.load_state_dict(weights | counters, assign=True)
-    return module
-
-
-def _convert(model: Model, *, mapped: bool = False) -> "torch.nn.Module":
-    """Return a foreign graph as a module (onnx2torch), its weights made first since they become parameters.
-
-    `mapped` notes at each operator's module which values of the graph it reads and writes.
-    """
-    from onnx2torch import convert
-
-    path = Path(model.path)
-    proto = fill_weights(path, WeightMaker(model.weight_seed).make(weight_slots(path)))
-    inline_copies(proto)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            module: torch.nn.Module = convert(proto, attach_onnx_mapping=mapped)
-        except MemoryError:
-            raise
-        except Exception as error:  # onnx2torch raises whatever it trips over: KeyError, NotImplementedError, ...
-            raise UnsupportedModelError(f"torch (onnx2torch) cannot run {path}: {error!r}") from error
     return module
