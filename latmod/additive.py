@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-GROUPS = ("dense convolution", "grouped convolution", "product", "other")
+GROUPS = ("dense convolution", "other convolution", "product", "other")
 """Kernels that share one residual."""
 
 OTHER = "other kinds"
@@ -100,7 +100,7 @@ def residuals_to_onnx(model: Additive) -> "ModelProto":
 
 def group_of(kind: str) -> int:
     """Return the position in `GROUPS` of a kind."""
-    if "depthwise" in kind or "grouped" in kind:
+    if any(form in kind for form in ("depthwise", "grouped", "Conv in place", "Conv unfolded")):
         return 1
     if "Conv" in kind and "Pool" not in kind:
         return 0

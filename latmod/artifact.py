@@ -75,11 +75,14 @@ class GraphCard(Card, frozen=True, kw_only=True, tag_field="level", tag="graph")
 class KernelCard(Card, frozen=True, kw_only=True, tag_field="level", tag="kernel"):
     """Describe a predictor of the kernel level: a sum over kernels.
 
-    `isa` is the instruction set that decides what the kernels are; `kinds` and `rates` are the physics (ns per unit of
-    the quantities named in `physical`), `scales`, `call_ns` and `run_ns` the calibration to whole networks; `ranges`
-    are what was seen of each kind. The file's graph holds the residual's trees over the columns named in `seen`.
+    `rules` and `isa`, the instruction set, decide what the kernels are; `kinds` and `rates` are the physics (ns per
+    unit of the quantities named in `physical`), `scales`, `call_ns` and `run_ns` the calibration to whole networks;
+    `ranges` are what was seen of each kind; `pair_quantile` is that of the error of a pair of networks, per share of
+    time that they do not have in common (latmod.differing). The file's graph holds the residual's trees over the
+    columns named in `seen`.
     """
 
+    rules: str
     isa: tuple[str, ...]
     families: tuple[str, ...]
     kernels: int
@@ -93,6 +96,7 @@ class KernelCard(Card, frozen=True, kw_only=True, tag_field="level", tag="kernel
     """Which groups of kernels have a residual."""
     seen: tuple[str, ...]
     ranges: dict[str, tuple[tuple[float, float], ...]]
+    pair_quantile: float
 
 
 AnyCard = GraphCard | KernelCard

@@ -7,10 +7,14 @@ import msgspec
 import numpy as np
 
 from latmod.columns import feature_matrix
+from latmod.comparing import regret
 from latmod.dataset import DatasetFolder, Observation
 from latmod.drift import Correction
 from latmod.errors import MachineError, PredictorError
+from latmod.families import FAMILIES
+from latmod.families.published import lineage
 from latmod.graph import read_graph
+from latmod.labels import labelled_models
 from latmod.predictor import GraphPredictor, KernelPredictor, Predictor, ask, choose_each
 from latmod.regressors import BASELINES, candidates
 from latmod.scores import score, split_half
@@ -25,7 +29,8 @@ CLOSE, APART = 2.0, 1.1
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """Hold what was predicted and what was measured of one model in one runtime; `error` is a fraction of the truth.
 
-    `level` is `best` (what `latmod predict` answers), `graph`, `kernel`, or the name of a baseline.
+    `level` is `best` (what `latmod predict` answers), `graph`, `kernel`, the name of a baseline, or the sum of what the
+    engine told of its kernels. Published networks have the family of their name.
     """
 
     model: str
@@ -66,6 +71,22 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     noise_floor: float
 
 
+class Picks(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold how often the runtime that a level says is fastest is, over models in several runtimes; fractions.
+
+    `right` counts the `clear` models, whose two fastest runtimes are more than 10 % apart; `regret` is the chosen
+    runtime's latency over the best, minus one, over all of them.
+    """
+
+    level: str
+    runtimes: int
+    models: int
+    clear: int
+    right: float
+    regret: float
+    worst_regret: float
+
+
 def evaluate(folder: DatasetFolder, predictors: Sequence[Predictor], level: str = "best") -> list[Verdict]:
     """Predict every model of a data set, in the runtimes that predictors are at hand for.
 
@@ -88,13 +109,14 @@ def evaluate(folder: DatasetFolder, predictors: Sequence[Predictor], level: str 
         what = "predictor" if level == "best" else f"predictor of the {level} level"
         raise PredictorError(f"{folder.path}: no {what} for {', '.join(card.runtimes)} with {threads} threads")
     found = []
-    for one in observations(folder, _corrections(usable), with_features=False):
-        query = ask(read_graph(folder.graph_path(one.model)), one.model)
-        for predictor in choose_each([p for p in usable if p.card.runtime == one.runtime], query):
+    truths = {predictor.name: _truth(folder, predictor, usable) for predictor in usable}
+    for model in dict.fromkeys(name for truth in truths.values() for name in truth):
+        query = ask(read_graph(folder.graph_path(model)), model)
+        for predictor in choose_each([p for p in usable if model in truths[p.name]], query):
             answer = predictor.predict_all([query])[0]
             found.append(
                 _verdict(
-                    one,
+                    truths[predictor.name][model],
                     level,
                     (answer.latency_ms, answer.low_ms, answer.high_ms),
                     in_domain=answer.in_domain,
@@ -102,6 +124,13 @@ def evaluate(folder: DatasetFolder, predictors: Sequence[Predictor], level: str 
                 )
             )
     return found
+
+
+def _truth(folder: DatasetFolder, predictor: Predictor, usable: Sequence[Predictor]) -> dict[str, Observation]:
+    """Return by model what was measured in a predictor's runtime, stated for the state that it is stated for."""
+    correct = {**_corrections(usable), **_corrections([predictor])}
+    found = observations(folder, correct, with_features=False)
+    return {one.model: one for one in found if one.runtime == predictor.card.runtime}
 
 
 def evaluate_baselines(
@@ -141,6 +170,28 @@ def evaluate_baselines(
     return found
 
 
+def evaluate_told(folder: DatasetFolder, predictors: Sequence[Predictor]) -> list[Verdict]:
+    """Put the sum of the per-kernel times that the engines told in the place of a prediction, where they told any.
+
+    Exact prices of all kernels would predict this, no better: it is the ceiling of the kernel level.
+    """
+    card = folder.read_card()
+    correct = _corrections([one for one in predictors if one.card.machine_id == card.machine.id])
+    runtimes = [name for name in card.runtimes if name in correct]
+    told = {
+        (runtime, one.model): one.told_ns / 1e6
+        for runtime, models in labelled_models(folder, runtimes, correct).items()
+        for one in models
+    }
+    found = []
+    for one in observations(folder, correct, with_features=False):
+        ms = told.get((one.runtime, one.model), float("nan"))
+        if np.isfinite(ms):
+            macs = ask(read_graph(folder.graph_path(one.model)), one.model).features["macs"]
+            found.append(_verdict(one, "sum of told kernels", (ms, ms, ms), in_domain=True, macs=macs))
+    return found
+
+
 def summarise(verdicts: Sequence[Verdict]) -> list[Summary]:
     """Score verdicts: for each runtime and level all families together, then each by itself where there are several."""
     rows = []
@@ -151,6 +202,38 @@ def summarise(verdicts: Sequence[Verdict]) -> list[Summary]:
         if len(families) > 1:
             rows += [_summary(family, [one for one in own if one.family == family]) for family in families]
     return rows
+
+
+def picks(verdicts: Sequence[Verdict]) -> list[Picks]:
+    """Score the choice of a runtime by each level, over the models that were measured in two runtimes or more."""
+    rows = []
+    for level in sorted({one.level for one in verdicts}):
+        by_model: dict[str, list[Verdict]] = {}
+        for one in verdicts:
+            if one.level == level:
+                by_model.setdefault(one.model, []).append(one)
+        several = [own for own in by_model.values() if len(own) > 1]
+        if not several:
+            continue
+        costs = [regret([one.predicted_ms for one in own], [one.measured_ms for one in own]) for own in several]
+        clear = [cost for own, cost in zip(several, costs, strict=True) if _is_clear(own)]
+        rows.append(
+            Picks(
+                level=level,
+                runtimes=len({one.runtime for one in verdicts}),
+                models=len(several),
+                clear=len(clear),
+                right=sum(cost == 0.0 for cost in clear) / len(clear) if clear else float("nan"),
+                regret=float(np.mean(costs)),
+                worst_regret=max(costs),
+            )
+        )
+    return rows
+
+
+def _is_clear(own: Sequence[Verdict]) -> bool:
+    best, second = sorted(one.measured_ms for one in own)[:2]
+    return second > APART * best
 
 
 def _summary(family: str, own: Sequence[Verdict]) -> Summary:
@@ -189,7 +272,7 @@ def _verdict(
     predicted_ms, low_ms, high_ms = told_ms
     return Verdict(
         model=one.model,
-        family=one.family,
+        family=lineage(one.model) if FAMILIES[one.family].published else one.family,
         runtime=one.runtime,
         level=level,
         predicted_ms=predicted_ms,

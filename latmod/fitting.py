@@ -85,18 +85,18 @@ def by_level(
 ) -> tuple[list[DatasetFolder], list[DatasetFolder]]:
     """Return the data sets to fit features of graphs to, and those to fit sums over kernels to.
 
-    With `auto` a data set with per-kernel times goes to the kernels, and published networks, unless they are `named`,
-    to neither: they are there to test on.
+    With `auto` a data set with per-kernel times, or of several families, goes to the kernels, and published networks,
+    unless they are `named`, to neither: they are there to test on.
     """
     if level != "auto":
         return (list(folders), []) if level == "graph" else ([], list(folders))
     graph_sets: list[DatasetFolder] = []
     kernel_sets: list[DatasetFolder] = []
     for folder in folders:
-        published = any(FAMILIES[model.family].published for model in folder.read_card().models)
-        if published and not named:
+        families = {model.family for model in folder.read_card().models}
+        if any(FAMILIES[family].published for family in families) and not named:
             continue
-        (kernel_sets if folder.has_kernels else graph_sets).append(folder)
+        (kernel_sets if folder.has_kernels or len(families) > 1 else graph_sets).append(folder)
     return graph_sets, kernel_sets
 
 

@@ -1,6 +1,8 @@
 """Fit the kernel level to data sets with per-kernel times, judge it on families it has not seen, make its artifact."""
 
+import itertools
 import os
+import random
 from collections.abc import Sequence
 
 import msgspec
@@ -11,21 +13,25 @@ from latmod.additive import SEEN, Additive, residuals_to_onnx
 from latmod.artifact import SCHEMA, KernelCard, pack
 from latmod.coverage import observe_ranges, share_group
 from latmod.dataset import Card, DatasetFolder
+from latmod.differing import apart
 from latmod.drift import Correction
 from latmod.errors import DatasetError, MachineError
 from latmod.families import FAMILIES
 from latmod.findings import Artifact
-from latmod.kernel_fitting import fit_additive
+from latmod.kernel_fitting import fit_sum
 from latmod.kernel_study import Held, Part, decompose, leave_families_out, quantiles
 from latmod.kernels.columns import PHYSICAL
 from latmod.labels import LabelledModel, labelled_models
-from latmod.scores import Scores, score
+from latmod.predictor import Breakdown
+from latmod.runtimes import kernel_rules
+from latmod.scores import Scores, conformal_quantile, score
 from latmod.study import COVERAGE
 from latmod.table import corrections
 from latmod.timing import Statistic
 
 MIN_FAMILIES = 3
 """Fewer families leave nothing to hold out."""
+_MAX_PAIRS = 3000
 
 
 class FamilyRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,14 +76,14 @@ def fit_kernel_level(
 ) -> list[KernelReport]:
     """Fit one predictor per runtime to all data sets together; the first one gives it its name and nominal state.
 
-    Raises MachineError where machines, versions or threads differ; DatasetError where there are no per-kernel times,
-    fewer than three families, or published networks, which are there to test on.
+    To per-kernel times where a runtime told any, else to whole latencies alone. Raises MachineError where machines,
+    versions or threads differ; DatasetError for fewer than three families, or published networks, which are there to
+    test on.
     """
     cards = [folder.read_card() for folder in folders]
     _check(folders, cards)
     known = corrections(folders[0])
-    told = {burst.runtime for folder in folders for burst in folder.read_kernels() if burst.status == "ok"}
-    names = [name for name in cards[0].runtimes if name in told and (not runtimes or name in runtimes)]
+    names = [name for name in cards[0].runtimes if not runtimes or name in runtimes]
     models: dict[str, list[LabelledModel]] = {name: [] for name in names}
     for folder in folders:
         correct = known if folder is folders[0] else corrections(folder, next(iter(known.values())).nominal)
@@ -86,7 +92,7 @@ def fit_kernel_level(
     reports = [_report(cards, name, models[name], known[name], seed, jobs or os.cpu_count() or 1) for name in names]
     if not reports:
         raise DatasetError(
-            f"{folders[0].path}: per-kernel times are there for {', '.join(sorted(told)) or 'no runtime'}"
+            f"{folders[0].path}: measured in {', '.join(cards[0].runtimes)}, not in {', '.join(runtimes)}"
         )
     return reports
 
@@ -104,8 +110,6 @@ def _check(folders: Sequence[DatasetFolder], cards: Sequence[Card]) -> None:
                 f"{folder.path}: holds published networks ({', '.join(published)}), which are there to test on; "
                 "leave it out"
             )
-        if not folder.has_kernels:
-            raise DatasetError(f"{folder.path}: no per-kernel times; measure them with latmod sweep --kernels")
     families = {model.family for card in cards for model in card.planned}
     if len(families) < MIN_FAMILIES:
         raise DatasetError(f"{len(families)} families; at least {MIN_FAMILIES} are needed, to hold one out")
@@ -127,14 +131,16 @@ def _report(
     for family in sorted({one.family for one in held}):
         own = [one for one in held if one.family == family]
         rows.append(_row(card.name, runtime, threads, family, own, widths))
-    fitted = fit_additive(models, seed)
+    fitted = fit_sum(models, seed)
     return KernelReport(
         dataset=card.name,
         runtime=runtime,
         rows=tuple(rows),
         parts=tuple(decompose(fitted, models)),
         held=tuple(held),
-        artifact=_artifact(cards, runtime, models, correction, fitted, rows[0], widths),
+        artifact=_artifact(
+            cards, runtime, models, correction, fitted, rows[0], widths, pair_quantile(models, held, fitted, seed)
+        ),
     )
 
 
@@ -146,11 +152,39 @@ def score_held(held: Sequence[Held], widths: tuple[float, float, float]) -> Scor
     return score(truth, predicted, predicted / factors, predicted * factors)
 
 
+def pair_quantile(models: Sequence[LabelledModel], held: Sequence[Held], fitted: Additive, seed: int = 0) -> float:
+    """Return the quantile of the error of a pair of networks, per share of time that they do not have in common.
+
+    Over pairs of one family, which is what changes of a network look like; each was predicted without its family.
+    """
+    told = [
+        Breakdown(
+            kernels=model.kernels,
+            kernel_ns=tuple(fitted.kernel_ns(model.kernels).tolist()),
+            run_ns=fitted.run_ns,
+            unseen=(),
+        )
+        for model in models
+    ]
+    pairs = [
+        (one, other)
+        for one, other in itertools.combinations(range(len(models)), 2)
+        if models[one].family == models[other].family
+    ]
+    random.Random(seed).shuffle(pairs)
+    errors = [
+        abs(held[one].log_error - held[other].log_error) / apart(told[one], told[other])
+        for one, other in pairs[:_MAX_PAIRS]
+    ]
+    return conformal_quantile(np.array(errors), COVERAGE)
+
+
 def _row(
     dataset: str, runtime: str, threads: int, family: str, held: Sequence[Held], widths: tuple[float, float, float]
 ) -> FamilyRow:
     found = score_held(held, widths)
     sums = [abs(one.kernel_sum_ns / one.latency_ns - 1.0) for one in held if np.isfinite(one.kernel_sum_ns)]
+    unmatched = [one.unmatched_share for one in held if np.isfinite(one.unmatched_share)]
     return FamilyRow(
         dataset=dataset,
         runtime=runtime,
@@ -168,7 +202,7 @@ def _row(
         noise_floor=float(np.median([one.noise for one in held])),
         kernel_sum_mape=float(np.mean(sums)) if sums else float("nan"),
         unseen_share=float(np.mean([one.unseen_share for one in held])),
-        unmatched_share=float(np.nanmean([one.unmatched_share for one in held])),
+        unmatched_share=float(np.mean(unmatched)) if unmatched else float("nan"),
     )
 
 
@@ -180,6 +214,7 @@ def _artifact(
     fitted: Additive,
     overall: FamilyRow,
     widths: tuple[float, float, float],
+    between: float,
 ) -> Artifact:
     first = cards[0]
     kernels = [kernel for model in models for kernel in model.kernels]
@@ -204,6 +239,7 @@ def _artifact(
         noise_floor=overall.noise_floor,
         coverage=COVERAGE,
         quantiles=widths,
+        rules=kernel_rules(runtime),
         isa=tuple(first.machine.isa),
         families=tuple(sorted({model.family for model in models})),
         kernels=len(kernels),
@@ -216,5 +252,6 @@ def _artifact(
         groups=tuple(residual is not None for residual in fitted.residuals),
         seen=SEEN,
         ranges=observe_ranges(kernels),
+        pair_quantile=between,
     )
     return Artifact(card=card, content=pack(residuals_to_onnx(fitted), card))

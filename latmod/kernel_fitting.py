@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latmod.additive import FLOOR_NS, GROUPS, MAX_RESIDUAL, OTHER, Additive, Rates, group_of, residual_columns
-from latmod.kernels import Kernel
 from latmod.kernels.columns import PHYSICAL, Columns, column_matrix, physical_part
 from latmod.labels import LabelledModel
 
@@ -17,20 +16,63 @@ _FEW = 12
 """Kernels of one kind below which it is priced as `OTHER`."""
 _TREES: dict[str, int | float] = {
     "max_iter": 400, "learning_rate": 0.05, "max_leaf_nodes": 24, "min_samples_leaf": 8, "l2_regularization": 1.0,
+    "max_features": 0.3,
 }  # fmt: skip
+_MAX_NS_PER_BYTE = 0.5
+"""A core reads at least 2 GB a second from memory, page faults included."""
+
+_TURNS = 4
+"""Turns of fitting to whole latencies alone; more change little."""
+
+PRIOR = Additive(
+    rates=Rates(
+        kinds=(OTHER,),
+        rates=(tuple({"one": 2000.0, "macs": 0.02, "bytes_in": 0.1, "bytes_out": 0.1}.get(n, 0.0) for n in PHYSICAL),),
+    ),
+    residuals=(None,) * len(GROUPS),
+    scales=(1.0,) * len(GROUPS),
+    call_ns=0.0,
+    run_ns=0.0,
+)
+"""Rough prices of any engine on any server core: 50 GMACs and 10 GB a second, 2 us a call."""
+
 _CALIBRATION_PULL = 1.0
 """How strongly the calibration is drawn to none at all, in rows of data per row."""
 
 
+def fit_sum(models: Sequence[LabelledModel], seed: int = 0) -> Additive:
+    """Fit the additive model to what the engine told of its kernels; to whole latencies where it told nothing.
+
+    From whole latencies it is fitted in turns: each kernel is given its part of its network's latency, as the prices so
+    far have it, and prices are fitted to these parts (expectation maximisation); a rough prior starts it.
+    """
+    if any(np.isfinite(model.told_ns) for model in models):
+        return fit_additive(models, seed)
+    prices = calibrated(PRIOR, models)
+    for _ in range(_TURNS):
+        prices = fit_additive(apportioned(models, prices), seed)
+    return prices
+
+
+def apportioned(models: Sequence[LabelledModel], prices: Additive) -> list[LabelledModel]:
+    """Return the models with each kernel's part of the whole latency, in proportion to prices, as if it were told."""
+    found = []
+    for model in models:
+        parts = prices.kernel_ns(model.kernels)
+        parts = parts * (model.latency_ns / parts.sum())
+        found.append(
+            msgspec.structs.replace(model, kernel_ns=tuple(parts.tolist()), told_ns=model.latency_ns, unmatched_ns=0.0)
+        )
+    return found
+
+
 def fit_additive(models: Sequence[LabelledModel], seed: int = 0) -> Additive:
-    """Fit rates, residuals and the calibration to whole latencies.
+    """Fit rates, residuals and the calibration to kernels whose times were told.
 
     Labels are first brought to sum to the latency that was measured without a profile: what the engine tells includes
     the telling, a cost per kernel that is the same for all.
     """
-    kernels, label_ns, weights = training_kernels(models)
-    kinds = [kernel.kind for kernel in kernels]
-    columns = column_matrix(kernels)
+    kinds, columns, label_ns, weights = training_kernels(models)
     rates = _fit_rates(kinds, columns, label_ns, weights)
     physics = rates.ns(kinds, columns)
     seen = residual_columns(columns, rates.index(kinds), physics)
@@ -44,14 +86,15 @@ def fit_additive(models: Sequence[LabelledModel], seed: int = 0) -> Additive:
     return calibrated(plain, models)
 
 
-def training_kernels(models: Sequence[LabelledModel]) -> tuple[list[Kernel], Floats, Floats]:
-    """Return all labelled kernels, their labels in ns, and weights: each model weighs as much as its kernels do.
+def training_kernels(models: Sequence[LabelledModel]) -> tuple[list[str], Columns, Floats, Floats]:
+    """Return all labelled kernels: kinds, columns, labels in ns, and weights: each model weighs as its kernels do.
 
     A kernel's weight is the root of its share of the model's time: what matters is the sum, but a kernel that is small
     here may be large elsewhere.
     """
     overhead_ns = telling_ns(models)
-    kernels: list[Kernel] = []
+    kinds: list[str] = []
+    columns: list[Columns] = []
     labels: list[float] = []
     weights: list[float] = []
     for model in models:
@@ -63,11 +106,12 @@ def training_kernels(models: Sequence[LabelledModel]) -> tuple[list[Kernel], Flo
         total = float(own[known].sum()) + model.unmatched_ns
         own = own * (model.latency_ns / max(total, 1.0))
         share = np.sqrt(own[known] / own[known].sum())
+        columns.append(column_matrix(model.kernels)[known])
         for position, weight in zip(np.flatnonzero(known), share / share.sum() * np.sqrt(known.sum()), strict=True):
-            kernels.append(model.kernels[position])
+            kinds.append(model.kernels[position].kind)
             labels.append(max(float(own[position]), FLOOR_NS / 3.0))
             weights.append(float(weight))
-    return kernels, np.array(labels), np.array(weights)
+    return kinds, np.concatenate(columns), np.array(labels), np.array(weights)
 
 
 def telling_ns(models: Sequence[LabelledModel]) -> float:
@@ -104,8 +148,12 @@ def _fit_rates(kinds: Sequence[str], columns: Columns, label_ns: Floats, weights
 
 
 def _non_negative(physical: Floats, label_ns: Floats, weights: Floats, ridge: float = 1e-4) -> tuple[float, ...]:
-    """Fit non-negative rates on relative error; columns are brought to the same norm, `ridge` shares between alikes."""
-    from scipy.optimize import nnls  # type: ignore[import-untyped]
+    """Fit non-negative rates on relative error; columns are brought to the same norm, `ridge` shares between alikes.
+
+    What lies beyond a cache is bounded by the slowest that memory can be: few kernels are so large, and one of them
+    with a disturbed label would price all larger ones.
+    """
+    from scipy.optimize import lsq_linear  # type: ignore[import-untyped]
 
     root = np.sqrt(weights / weights.mean())[:, None]
     scaled = physical / label_ns[:, None] * root
@@ -114,8 +162,9 @@ def _non_negative(physical: Floats, label_ns: Floats, weights: Floats, ridge: fl
     penalty = np.sqrt(ridge * len(scaled)) * np.eye(len(PHYSICAL))
     left = np.concatenate([scaled / norms * np.sqrt(len(scaled)), penalty])
     right = np.concatenate([root[:, 0] * np.sqrt(len(scaled)), np.zeros(len(PHYSICAL))])
-    solution, _ = nnls(left, right, maxiter=100 * len(PHYSICAL))
-    return tuple((solution / norms).tolist())
+    most = np.array([_MAX_NS_PER_BYTE if "_over_" in name else np.inf for name in PHYSICAL]) * norms
+    solution = lsq_linear(left, right, bounds=(0.0, most), method="bvls").x
+    return tuple((np.maximum(solution, 0.0) / norms).tolist())
 
 
 def _fit_residual(seen: Columns, target: Floats, weights: Floats, seed: int) -> object | None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from latmod.additive import Additive
 from latmod.coverage import observe_ranges, share_group, unseen
-from latmod.kernel_fitting import fit_additive
+from latmod.kernel_fitting import fit_sum
 from latmod.labels import LabelledModel
 from latmod.scores import conformal_quantile
 from latmod.study import COVERAGE, run_all
@@ -58,7 +58,7 @@ def _without(models: Sequence[LabelledModel], seed: int, family: str) -> list[He
 
 def held_out(kept: Sequence[LabelledModel], tested: Sequence[LabelledModel], seed: int) -> list[Held]:
     """Predict some models by what is fitted to others."""
-    fitted = fit_additive(kept, seed)
+    fitted = fit_sum(kept, seed)
     ranges = observe_ranges([kernel for model in kept for kernel in model.kernels])
     return [judge(fitted, ranges, model) for model in tested]
 

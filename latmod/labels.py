@@ -10,6 +10,7 @@ from latmod.dataset import DatasetFolder, KernelMeasurement, KernelTime
 from latmod.drift import Correction, state_of
 from latmod.graph import read_graph
 from latmod.kernels import Kernel, kernels
+from latmod.runtimes import kernel_rules
 from latmod.scores import split_half
 from latmod.table import observations
 
@@ -20,8 +21,8 @@ _PACKED = frozenset({"Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
 class LabelledModel(msgspec.Struct, frozen=True, kw_only=True):
     """Hold one model in one runtime: its kernels, what each took (nan where the engine told nothing), and the whole.
 
-    All in ns, stated for the nominal state of the machine. `told_ns` is the sum over everything that the engine told,
-    `unmatched_ns` the part of it that no expected kernel accounts for.
+    All in ns, stated for the nominal state of the machine. `told_ns` is the sum over everything that the engine told
+    (nan where it told nothing), `unmatched_ns` the part of it that no expected kernel accounts for.
     """
 
     model: str
@@ -51,7 +52,8 @@ def labelled_models(
         if one.runtime not in found:
             continue
         graph = read_graph(folder.graph_path(one.model))
-        expected = kernels(graph, one.runtime, isa=card.machine.isa, threads=card.protocol.threads)
+        rules = kernel_rules(one.runtime)
+        expected = kernels(graph, rules, isa=card.machine.isa, threads=card.protocol.threads)
         times = [_corrected(burst, correct[one.runtime]) for burst in told[one.runtime, one.model]]
         label, told_ns, unmatched_ns = join(expected, times)
         found[one.runtime].append(

@@ -231,7 +231,7 @@ class KernelPredictor(Predictor):
         if query.graph is None:
             raise PredictorError(f"{self.name}: predicts graphs, and was given features alone")
         if self._last is None or self._last[0] is not query.graph:
-            found = kernels(query.graph, self.card.runtime, isa=self.card.isa, threads=self.card.threads)
+            found = kernels(query.graph, self.card.rules, isa=self.card.isa, threads=self.card.threads)
             took = self._model.kernel_ns(found)
             outside = unseen(found, took, self.card.ranges)
             told = Breakdown(

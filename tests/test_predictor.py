@@ -1,6 +1,7 @@
 import hashlib
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -19,6 +20,7 @@ from latmod.findings import Origin
 from latmod.fitting import fit_observations, write_artifact
 from latmod.predictor import (
     GraphPredictor,
+    KernelPredictor,
     Prediction,
     Query,
     choose,
@@ -171,7 +173,22 @@ assert not heavy, heavy
 
 def test_the_reference_predictors_all_load():
     for predictor in reference_predictors():
-        assert predictor.predict(RESNET50).latency_ms > 0
+        if isinstance(predictor, GraphPredictor):
+            assert predictor.predict(RESNET50).latency_ms > 0
+
+
+@pytest.mark.parametrize("model", ["mobilenet_v2", "convnext_tiny", "vit_b_32"])
+def test_those_that_add_up_kernels_grow_with_batch_and_resolution(model):
+    path = Path(__file__).parents[1] / "datasets" / "zoo" / "graphs" / f"{model}.onnx"
+    adding = [one for one in reference_predictors() if isinstance(one, KernelPredictor)]
+    assert {one.card.runtime for one in adding} == {"onnxruntime", "torch"}
+    sides = (224,) if model.startswith("vit") else (128, 224, 320)
+    latencies = [
+        [one.latency_ms for one in predict(path, predictors=adding, shapes={"input": (1, 3, side, side)})]
+        for side in sides
+    ]
+    assert latencies == sorted(latencies)
+    assert all(0.2 < one.latency_ms < 1000 for one in predict(path, predictors=adding))
 
 
 def test_the_card_survives_the_file(files, varied):

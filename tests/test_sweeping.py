@@ -115,7 +115,8 @@ def test_what_goes_wrong_in_a_worker_is_recorded_and_the_sweep_goes_on(
 ) -> None:
     victim = card.planned[0].model
     monkeypatch.setenv("LATMOD_FAKE", f"{fault}:{victim}.onnx")
-    result, told = sweep_quietly(folder, card, timeout_seconds=3.0, memory_bytes=2 << 30)
+    timeout_seconds = 3.0 if fault == "hang" else 60.0
+    result, told = sweep_quietly(folder, card, timeout_seconds=timeout_seconds, memory_bytes=2 << 30)
     assert result.measured == 3
     assert len(result.failed) == 1
     assert reason in result.failed[0]

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from latmod import __version__
+from latmod.cli.deciding import compare, diff, plan
 from latmod.cli.judging import evaluate, fit, repeat
 from latmod.cli.measuring import demo, doctor, measure, runtimes, sweep, table
 from latmod.cli.predicting import inspect, predict
@@ -51,5 +52,7 @@ def main(_traceback: bool) -> None:
     """Predict how long a neural network takes to run, per runtime, from its .onnx file."""
 
 
-for _command in (predict, inspect, measure, sweep, table, fit, evaluate, repeat, runtimes, doctor, demo):
+for _command in (
+    predict, inspect, compare, plan, diff, measure, sweep, table, fit, evaluate, repeat, runtimes, doctor, demo,
+):  # fmt: skip
     main.add_command(_command)

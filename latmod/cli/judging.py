@@ -10,7 +10,21 @@ from latmod.errors import LatmodError
 from latmod.report import Format, percent
 
 _FRACTIONS = frozenset(
-    {"error", "noise", "mape", "median_error", "within_5", "within_10", "coverage", "width", "order", "noise_floor"}
+    {
+        "error",
+        "noise",
+        "mape",
+        "median_error",
+        "within_5",
+        "within_10",
+        "coverage",
+        "width",
+        "order",
+        "noise_floor",
+        "right",
+        "regret",
+        "worst_regret",
+    }
 )
 
 
@@ -116,7 +130,8 @@ def repeat(first: Path, again: Path, style: str, output: str) -> None:
     type=click.Choice(["best", "graph", "kernel", "all"]),
     default="best",
     show_default=True,
-    help="What `latmod predict` answers, features of the graph alone, sums over kernels alone, or each of them.",
+    help="What `latmod predict` answers, features of the graph alone, sums over kernels alone, or each of them and the "
+    "sum of the kernels as measured.",
 )
 @click.option(
     "--training",
@@ -126,6 +141,7 @@ def repeat(first: Path, again: Path, style: str, output: str) -> None:
     help="Also show the baselines, fitted to these data sets.",
 )
 @click.option("--summary", is_flag=True, help="Print scores, over all and family by family, not every network.")
+@click.option("--picks", "by_pick", is_flag=True, help="Print how often the runtime that is told to be fastest is.")
 @output_options
 def evaluate(
     datasets: tuple[Path, ...],
@@ -134,6 +150,7 @@ def evaluate(
     level: str,
     training: tuple[Path, ...],
     summary: bool,
+    by_pick: bool,
     style: str,
     output: str,
 ) -> None:
@@ -143,7 +160,7 @@ def evaluate(
     latmod evaluate datasets/checks/resnet-standard
     """
     from latmod.dataset import DatasetFolder
-    from latmod.evaluating import LEVELS, evaluate_baselines, summarise
+    from latmod.evaluating import LEVELS, evaluate_baselines, evaluate_told, picks, summarise
     from latmod.evaluating import evaluate as evaluate_one
     from latmod.predictor import KernelPredictor
 
@@ -152,13 +169,17 @@ def evaluate(
     there = {"kernel" if isinstance(one, KernelPredictor) else "graph" for one in known} | {"best"}
     levels = [name for name in LEVELS if name in there] if level == "all" else [level]
     verdicts = [one for folder in folders for name in levels for one in evaluate_one(folder, known, name)]
+    if level == "all":
+        found = [one for folder in folders if folder.has_kernels for one in evaluate_told(folder, known)]
+        verdicts += [one for one in found if not runtimes or one.runtime in runtimes]
     if training:
         seen = [DatasetFolder(path) for path in training]
         found = [one for folder in folders for one in evaluate_baselines(folder, seen, known)]
         verdicts += [one for one in found if not runtimes or one.runtime in runtimes]
-    rows = [msgspec.to_builtins(one) for one in (summarise(verdicts) if summary else verdicts)]
+    told = picks(verdicts) if by_pick else summarise(verdicts) if summary else verdicts
+    rows = [msgspec.to_builtins(one) for one in told]
     for row in rows if style in ("table", "md") else []:
-        if not summary and level == "best" and not training:
+        if not (summary or by_pick) and level == "best" and not training:
             del row["level"]
         row.pop("macs", None)
         for name in _FRACTIONS & row.keys():

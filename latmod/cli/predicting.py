@@ -73,7 +73,7 @@ def predict(
         except LatmodError as error:
             problems.append(error)
             click.echo(f"Error: {error}", err=True)
-    _warn_of_other_machine(known)
+    warn_of_other_machine(known)
     if found:
         several = len({one.threads for one in found}) > 1
         rows = [_prediction_row(one, several) if style == "table" else msgspec.to_builtins(one) for one in found]
@@ -129,7 +129,7 @@ def _kernel_rows(path: Path, runtime: str, shapes: dict[str, tuple[int, ...]]) -
     from latmod.machine import read_machine
     from latmod.runtimes import find_runtime
 
-    find_runtime(runtime)
+    rules = find_runtime(runtime).rules
     return [
         {
             "model": path.name,
@@ -142,7 +142,7 @@ def _kernel_rows(path: Path, runtime: str, shapes: dict[str, tuple[int, ...]]) -
             "bytes_out": int(one.number("bytes_out")),
             "nodes": one.nodes,
         }
-        for one in kernels(read_graph(path, shapes), runtime, isa=read_machine().isa)
+        for one in kernels(read_graph(path, shapes), rules, isa=read_machine().isa)
     ]
 
 
@@ -202,7 +202,8 @@ def _state_now() -> "Reference":
     return median_reference(reference_passes(seconds=2.0).passes)
 
 
-def _warn_of_other_machine(predictors: Sequence["Predictor"]) -> None:
+def warn_of_other_machine(predictors: Sequence["Predictor"]) -> None:
+    """Say on stderr for which machine predictions hold, where that is not this one."""
     from latmod.machine import read_machine
 
     here = read_machine()

@@ -1,5 +1,6 @@
 """Published networks, to test on: nothing is ever fitted to them."""
 
+import re
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -124,6 +125,15 @@ class Light:
         if not path.is_file():
             raise SpecError(f"family {self.name}: no network {own.network}; there is no file {path}")
         return path
+
+
+def lineage(model: str) -> str:
+    """Return the family that a published network belongs to by its name: `mobilenet` of `mobilenet_v3_large`.
+
+    The files of the onnx package are one family: other exporters wrote them.
+    """
+    found = re.match("wide_resnet|[a-z]+", model)
+    return found.group() if found else model
 
 
 def _own(name: str, spec: msgspec.Struct) -> PublishedSpec:

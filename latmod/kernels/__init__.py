@@ -8,13 +8,13 @@ from latmod.kernels.onnxruntime import optimise
 from latmod.kernels.torch import run_eagerly
 
 
-def kernels(graph: Graph, runtime: str, *, isa: Iterable[str] = (), threads: int = 1) -> tuple[Kernel, ...]:
-    """Return the kernels of a graph in a runtime, on a machine with an instruction set, in no certain order.
+def kernels(graph: Graph, rules: str, *, isa: Iterable[str] = (), threads: int = 1) -> tuple[Kernel, ...]:
+    """Return the kernels of a graph by the rules of a runtime, on a machine with an instruction set, in no order.
 
-    A runtime without rules of its own is taken to run node by node. Raises GraphError where shapes contradict an
-    operator.
+    There are those of onnxruntime and of torch; by any other name a graph runs node by node, as in torch. Raises
+    GraphError where shapes contradict an operator.
     """
-    if runtime == "onnxruntime":
+    if rules == "onnxruntime":
         return describe(optimise(graph, block=channel_block(isa)))
     return describe(run_eagerly(graph, threads=threads))
 

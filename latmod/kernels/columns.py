@@ -23,23 +23,41 @@ PHYSICAL = (
 DERIVED = (
     "log_macs", "log_bytes", "log_weights", "intensity", "macs_per_out", "weights_per_l2", "activations_per_l2",
     "in_rest16", "out_rest16", "in_rest8", "out_rest8", "group_in", "group_out", "column_rest16", "row_rest",
-    "pixels_out", "kernel_area", "aspect",
+    "pixels_out", "kernel_area", "aspect", "out_blocks", "filter_waste", "in_passes", "side_rest", "pixel_rest",
+    "row_rest12", "padding_share",
 )  # fmt: skip
-"""What the residual sees beside a kernel's numbers: sizes in logarithms, ratios, and remainders by block sizes."""
+"""What the residual sees beside a kernel's numbers: sizes in logarithms, ratios, and remainders by block sizes.
 
-COLUMNS = (*FIELDS, *PHYSICAL, *DERIVED)
+The sizes are those of onnxruntime's kernels (MLAS, snchwc.cpp and sgemm.cpp): four blocks of 16 filters at once, 128
+input channels in one pass of a 1x1 convolution, 6 pixels in a row at once, 12 rows of a product.
+"""
+
+CONTEXT = ("network_weights", "network_activations", "network_kernels")
+"""Logarithms of what the whole network has of weights, activations and kernels.
+
+Whether a kernel finds its weights and its input in a cache hangs on what else ran since.
+"""
+
+COLUMNS = (*FIELDS, *PHYSICAL, *DERIVED, *CONTEXT)
 
 Floats = NDArray[np.float64]
 Columns = NDArray[np.float32]
 
 
 def column_matrix(kernels: Sequence[Kernel]) -> Columns:
-    """Return the columns named in `COLUMNS`, float32 [kernels, columns]."""
+    """Return the columns named in `COLUMNS` of all kernels of one network, float32 [kernels, columns]."""
     numbers = np.array([kernel.numbers for kernel in kernels], dtype=np.float64).reshape(-1, len(FIELDS))
     x = {field: numbers[:, position] for position, field in enumerate(FIELDS)}
     physical = _physical(x)
     derived = _derived(x)
-    parts = [numbers, *(physical[name][:, None] for name in PHYSICAL), *(derived[name][:, None] for name in DERIVED)]
+    whole = (x["bytes_weights"].sum(), (x["bytes_in"] + x["bytes_out"]).sum(), float(len(kernels)))
+    context = np.broadcast_to(np.log2(np.array(whole) + 1.0), (len(kernels), len(CONTEXT)))
+    parts = [
+        numbers,
+        *(physical[name][:, None] for name in PHYSICAL),
+        *(derived[name][:, None] for name in DERIVED),
+        context,
+    ]
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
@@ -52,10 +70,11 @@ def physical_part(columns: Columns) -> Floats:
 def _physical(x: dict[str, Floats]) -> dict[str, Floats]:
     activations = x["bytes_in"] + x["bytes_out"]
     inner = np.maximum(x["inner"], 1.0)
+    unfolded = (x["kernel_h"] * x["kernel_w"] > 1) | (x["stride"] > 1)
     return {
         "one": np.ones_like(x["macs"]),
         **{name: x[name] for name in PHYSICAL[1:8]},
-        "unfolded_bytes": 4.0 * x["rows"] * x["inner"] * np.maximum(x["products"], 1.0) * (x["kernel_h"] > 0),
+        "unfolded_bytes": 4.0 * x["rows"] * x["inner"] * np.maximum(x["products"], 1.0) * unfolded,
         "weights_over_l2": np.maximum(0.0, x["bytes_weights"] - _LARGE_L2_BYTES),
         "weights_over_l3": np.maximum(0.0, x["bytes_weights"] - _L3_BYTES),
         "activations_over_l2": np.maximum(0.0, activations - _LARGE_L2_BYTES),
@@ -69,6 +88,7 @@ def _derived(x: dict[str, Floats]) -> dict[str, Floats]:
     activations = x["bytes_in"] + x["bytes_out"]
     moved = activations + x["bytes_weights"]
     groups = np.maximum(x["group"], 1.0)
+    blocks = np.ceil(x["channels_out"] / 16.0)
     return {
         "log_macs": np.log2(x["macs"] + 1.0),
         "log_bytes": np.log2(activations + 1.0),
@@ -88,4 +108,11 @@ def _derived(x: dict[str, Floats]) -> dict[str, Floats]:
         "pixels_out": x["side_out"] ** 2,
         "kernel_area": x["kernel_h"] * x["kernel_w"],
         "aspect": np.log2((x["rows"] + 1.0) / (x["columns"] + 1.0)),
+        "out_blocks": blocks,
+        "filter_waste": np.ceil(blocks / 4.0) * 4.0 / np.maximum(blocks, 1.0),
+        "in_passes": np.ceil(x["channels_in"] / 128.0),
+        "side_rest": np.round(x["side_out"]) % 6,
+        "pixel_rest": np.round(x["side_out"] ** 2) % 6,
+        "row_rest12": x["rows"] % 12,
+        "padding_share": (x["kernel_h"] - 1.0) / np.maximum(x["side_out"], 1.0) * (x["kernel_h"] > 0),
     }

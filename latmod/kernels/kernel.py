@@ -16,6 +16,12 @@ _FREE = VIEWS - {"Dropout", "Identity"}
 _CONVOLUTIONS = frozenset({"Conv", "SlowConv", "com.microsoft::FusedConv", f"{DOMAIN}Conv", "ConvTranspose"})
 _PRODUCTS = frozenset({"MatMul", "Gemm", "com.microsoft::FusedGemm", "com.microsoft::FusedMatMul"})
 _ALIASES = {"SlowConv": "Conv"}
+_ROWWISE = frozenset({"LayerNormalization", "com.microsoft::SkipLayerNormalization", "Softmax"})
+_KINDS = {
+    "com.microsoft::SkipLayerNormalization": "LayerNormalization",
+    "com.microsoft::BiasGelu": "com.microsoft::Gelu",
+}
+"""Operators that are priced as others: what they do besides shows in their numbers."""
 
 FIELDS = (
     "macs", "padded_macs", "steps", "bytes_in", "bytes_out", "bytes_weights", "numel_out",
@@ -85,7 +91,7 @@ def _kernel(work: Rewriter, step: Step) -> Kernel:
     macs, steps = _work(step, inputs, outputs)
     numbers["macs"], numbers["steps"] = float(macs), float(steps)
     numbers["padded_macs"] = float(macs)
-    kind = step.op
+    kind = _KINDS.get(step.op, step.op)
     if step.op in _CONVOLUTIONS and len(inputs) > 1 and inputs[0] and inputs[1] and len(outputs) == 1:
         kind = _convolution(numbers, step, inputs[0].shape, inputs[1].shape, outputs[0].shape)
     elif step.op in _PRODUCTS and len(inputs) > 1 and inputs[0] and inputs[1] and outputs:
@@ -96,6 +102,8 @@ def _kernel(work: Rewriter, step: Step) -> Kernel:
         perm = permutation(work, step)
         numbers["last_moves"] = float(bool(perm) and perm[-1] != len(perm) - 1)
         numbers["inner"] = float(_kept_tail(perm, shape))
+    elif step.op in _ROWWISE:
+        numbers["inner"] = numbers["last_dim"]
     elif step.op in ("Concat", "Split", "Slice", "Gather"):
         numbers["inner"] = float(_moved_together(step, shape, outputs))
     elif len(step.inputs) == 2 and inputs[0] and inputs[1] and outputs:
@@ -174,11 +182,19 @@ def _convolution(
         form = "3x3"
     else:
         form = "other"
+    if step.attributes.get("unfolded"):
+        # One algorithm for all: the groups one after another, each a product, of the input as it is or unfolded.
+        return f"{_plain(step.op)} {'in place' if set(kernel) == {1} and numbers['stride'] == 1 else 'unfolded'}"
     if step.attributes.get("plain_input"):
         form += "/plain input"
     if form in ("1x1", "3x3", "depthwise") and numbers["stride"] > 1:
         form += "/strided"
-    return f"{step.op} {form}"
+    return f"{_plain(step.op)} {form}"
+
+
+def _plain(op: str) -> str:
+    """Name what is priced alike whether an activation is fused or not: the numbers tell."""
+    return op.removeprefix("com.microsoft::Fused")
 
 
 def _product(numbers: dict[str, float], step: Step, left: tuple[int, ...], out: tuple[int, ...], *, fixed: bool) -> str:
@@ -193,7 +209,7 @@ def _product(numbers: dict[str, float], step: Step, left: tuple[int, ...], out: 
     numbers["rows"], numbers["columns"] = float(rows), float(columns)
     numbers["inner"], numbers["products"] = float(inner), float(products)
     row = " row" if rows == 1 else ""
-    return f"{step.op} {'weights' if fixed else 'activations'}{row}"
+    return f"{_plain(step.op)} {'weights' if fixed else 'activations'}{row}"
 
 
 def _pool(numbers: dict[str, float], step: Step, source: tuple[int, ...], out: tuple[int, ...]) -> None:

@@ -38,6 +38,9 @@ def optimise(graph: Graph, *, block: int) -> Rewriter:
     if block > 1:
         block_layout(work, block)
     _conv_add_activation(work)
+    for step in work.live():
+        if step.op in ("Conv", f"{MS}FusedConv"):
+            step.attributes["unfolded"] = 1
     return work
 
 

@@ -76,6 +76,8 @@ class Runtime(Protocol):
     name: str
     extra: str
     """The extra of latmod that installs the engine, empty where the core has it."""
+    rules: str
+    """The runtime whose kernel rules (`latmod.kernels`) say what this one makes of a graph, its own name or another."""
     profiles: bool
     """Whether sessions that are opened with `Settings.profile` can tell per-kernel times (`ProfilingSession`)."""
     simulated_clock: Callable[[], int] | None
@@ -119,6 +121,14 @@ def installed_runtimes() -> tuple[str, ...]:
             continue
         names.append(name)
     return tuple(names)
+
+
+def kernel_rules(name: str) -> str:
+    """Return whose kernel rules hold for a runtime; a runtime that is not declared here has none but its own name."""
+    for entry in importlib.metadata.entry_points(group=GROUP, name=name):
+        rules: str = entry.load()().rules
+        return rules
+    return name
 
 
 def installed_version(package: str, extra: str) -> str:

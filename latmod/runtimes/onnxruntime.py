@@ -34,6 +34,7 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     extra = ""
+    rules = "onnxruntime"
     profiles = True
     simulated_clock = None
 

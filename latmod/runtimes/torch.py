@@ -27,6 +27,7 @@ class Torch:
 
     name = "torch"
     extra = "torch"
+    rules = "torch"
     profiles = True
     simulated_clock = None
 

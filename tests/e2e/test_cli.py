@@ -1,29 +1,17 @@
 """The real command line, in a process of its own: what it prints, where, and its exit codes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command import latmod
 
 ROOT = Path(__file__).parents[2]
 
 
-def latmod(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "latmod", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        timeout=300,
-        check=False,
-    )
-
-
 COMMANDS = (
-    "predict", "inspect", "measure", "sweep", "table", "fit", "evaluate", "repeat", "runtimes", "doctor", "demo",
+    "predict", "inspect", "compare", "plan", "diff", "measure", "sweep", "table", "fit", "evaluate", "repeat",
+    "runtimes", "doctor", "demo",
 )  # fmt: skip
 
 

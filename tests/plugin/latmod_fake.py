@@ -36,6 +36,7 @@ def kernel_ns(spent: Cost) -> int:
 class Fake:
     name = "fake"
     extra = "fake"
+    rules = "torch"
     profiles = True
 
     def __init__(self) -> None:

@@ -1,0 +1,64 @@
+"""The sum over kernels fitted to whole latencies alone, where the prices behind these are known."""
+
+import msgspec
+import numpy as np
+import pytest
+
+from latmod.additive import Additive, Rates
+from latmod.kernel_fitting import PRIOR, apportioned, fit_sum
+from latmod.kernels import FIELDS, Kernel
+from latmod.kernels.columns import PHYSICAL
+from latmod.labels import LabelledModel
+
+pytest.importorskip("sklearn")
+
+# ns per MAC, byte and call: a dense convolution is twice as fast per MAC as the prior says, the other kind much slower.
+PRICES = {"Conv 3x3": {"macs": 0.01, "one": 1000.0}, "Relu": {"bytes_in": 0.3, "one": 5000.0}}
+
+
+def kernel(kind: str, macs: float, nbytes: float) -> Kernel:
+    numbers = {"macs": macs, "padded_macs": macs, "bytes_in": nbytes, "bytes_out": nbytes}
+    return Kernel(
+        op=kind.split()[0], kind=kind, numbers=tuple(numbers.get(field, 0.0) for field in FIELDS), nodes=(), label=kind,
+        inputs=(), outputs=(), values=(),
+    )  # fmt: skip
+
+
+def true_prices() -> Additive:
+    return msgspec.structs.replace(
+        PRIOR,
+        rates=Rates(
+            kinds=(*PRICES, "other kinds"),
+            rates=(*(tuple(p.get(name, 0.0) for name in PHYSICAL) for p in PRICES.values()), PRIOR.rates.rates[0]),
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def models() -> list[LabelledModel]:
+    random = np.random.default_rng(0)
+    found = []
+    for number in range(120):
+        own = [kernel("Conv 3x3", float(10 ** random.uniform(6, 8)), 1e5) for _ in range(random.integers(3, 20))]
+        own += [kernel("Relu", 0.0, float(10 ** random.uniform(4, 7))) for _ in range(random.integers(3, 20))]
+        found.append(
+            LabelledModel(
+                model=str(number), family="f", kernels=tuple(own), kernel_ns=(float("nan"),) * len(own),
+                latency_ns=float(true_prices().kernel_ns(own).sum()), noise=0.0, told_ns=float("nan"),
+                unmatched_ns=float("nan"),
+            )
+        )  # fmt: skip
+    return found
+
+
+def test_parts_sum_to_the_whole(models: list[LabelledModel]) -> None:
+    for before, after in zip(models, apportioned(models, PRIOR), strict=True):
+        assert sum(after.kernel_ns) == pytest.approx(before.latency_ns)
+
+
+def test_prices_are_found_from_whole_latencies(models: list[LabelledModel]) -> None:
+    fitted = fit_sum(models[:90])
+    errors = [abs(fitted.latency_ns(model.kernels) / model.latency_ns - 1.0) for model in models[90:]]
+    assert np.mean(errors) < 0.05
+    rough = [abs(PRIOR.latency_ns(model.kernels) / model.latency_ns - 1.0) for model in models[90:]]
+    assert np.mean(rough) > 5 * np.mean(errors)

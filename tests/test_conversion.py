@@ -1,0 +1,76 @@
+"""What becomes of exporters' ways of writing when a graph is turned into a torch module."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnx2torch")
+from torch import Tensor, nn  # noqa: E402
+
+from latmod.export import export_model  # noqa: E402
+from latmod.graph import read_graph, read_inputs  # noqa: E402
+from latmod.inputs import random_inputs  # noqa: E402
+from latmod.kernels import kernels  # noqa: E402
+from latmod.runtimes import Model, Settings, find_runtime  # noqa: E402
+from latmod.runtimes.conversion import convert_graph  # noqa: E402
+
+
+class Written(nn.Module):
+    """Take a module and give its output a table that no input influences."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.table = nn.Parameter(torch.ones(9, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        position = torch.arange(16).view(4, 4) % 9
+        y: Tensor = self.inner(x) + self.table[position.view(-1)].view(4, 4, 4).sum(0)
+        return y.view(y.shape[0], -1)
+
+
+def parts(module: nn.Module) -> list[str]:
+    graph = module.graph
+    return [type(module.get_submodule(node.target)).__name__ for node in graph.nodes if node.op == "call_module"]
+
+
+@pytest.mark.parametrize(("inner", "name"), [(nn.GELU(), "GELU"), (nn.SiLU(), "SiLU")])
+def test_activations_are_one_call_and_tables_are_computed_once(inner: nn.Module, name: str, tmp_path: Path) -> None:
+    path = tmp_path / "written.onnx"
+    export_model(Written(inner), (2, 4, 4), path)
+    found = parts(convert_graph(path, weight_seed=0))
+    assert found[0] == name
+    assert set(found) <= {name, "OnnxBinaryMathOperation", "OnnxReshape", "Flatten"}
+    kinds = [kernel.op for kernel in kernels(read_graph(path), "torch")]
+    assert len(kinds) == len(found)
+    assert kinds[0].upper() == name.upper()
+
+
+@pytest.mark.parametrize("inner", [nn.GELU(), nn.SiLU(), nn.Hardswish(), nn.LayerNorm(4), nn.Sigmoid()])
+def test_the_module_computes_what_onnxruntime_computes(inner: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "written.onnx"
+    export_model(Written(inner), (2, 4, 4), path)
+    inputs = random_inputs(read_inputs(path), 1, seed=0)
+    results = []
+    for runtime in ("onnxruntime", "torch"):
+        session = find_runtime(runtime).open(Model(path=str(path)), inputs, Settings())
+        session.infer()
+        results.append(session.outputs()[0])
+    torch.set_flush_denormal(False)
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("network", ["squeezenet", "shufflenet"])
+def test_graphs_of_old_exporters_convert(network: str, tmp_path: Path) -> None:
+    """Their weights are ConstantOfShape nodes, their dropouts have a mask."""
+    from latmod.export import export_spec
+    from latmod.families import FAMILIES
+    from latmod.families.published import PublishedSpec
+
+    path = tmp_path / "light.onnx"
+    export_spec(FAMILIES["light"], PublishedSpec(network=network), path)
+    found = parts(convert_graph(path, weight_seed=0))
+    assert "ConstantOfShape" not in " ".join(found)
+    assert len(found) == len(kernels(read_graph(path), "torch"))
