@@ -34,6 +34,10 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     error: float
 
 
+RUNTIMES = ("onnxruntime", "torch")
+"""What the demo runs in, whatever else is installed."""
+
+
 def run_demo(out: Path, runtimes: Sequence[str], notify: Notify, say: Callable[[str], None]) -> list[Comparison]:
     """Run the whole of latmod into a folder; start it again to resume a sweep that was interrupted."""
     folder = DatasetFolder(out / "dataset")

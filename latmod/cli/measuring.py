@@ -285,11 +285,11 @@ def demo(out: Path, runtimes: tuple[str, ...], style: str, output: str) -> None:
     """
     import msgspec
 
+    from latmod.demo import RUNTIMES as DEMO_RUNTIMES
     from latmod.demo import run_demo
     from latmod.report import percent
-    from latmod.runtimes import installed_runtimes
 
-    found = run_demo(out, runtimes or installed_runtimes(), _Display(), lambda line: click.echo(line, err=True))
+    found = run_demo(out, runtimes or DEMO_RUNTIMES, _Display(), lambda line: click.echo(line, err=True))
     rows = [msgspec.to_builtins(one) for one in found]
     for row in rows if style in ("table", "md") else []:
         row["error"] = percent(row["error"])

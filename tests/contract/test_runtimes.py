@@ -23,9 +23,19 @@ from latmod.runtimes import (
     installed_version,
 )
 
-NAMES = ("fake", "onnxruntime", "torch")
-REAL = ("onnxruntime", "torch")
-ENGINES = {"fake": "numpy", "onnxruntime": "onnxruntime", "torch": "torch"}
+ENGINES = {
+    "fake": "numpy", "onnxruntime": "onnxruntime", "torch": "torch", "openvino": "openvino", "mnn": "MNN",
+    "ncnn": "ncnn", "tract": "tract",
+}  # fmt: skip
+"""The runtimes, and the module that is there where the engine is installed."""
+NAMES = tuple(ENGINES)
+REAL = tuple(
+    pytest.param(name, marks=pytest.mark.skipif(importlib.util.find_spec(module) is None, reason="not installed"))
+    for name, module in ENGINES.items()
+    if name != "fake"
+)
+# Relative to the largest output. MNN's Winograd convolutions round more.
+TOLERANCE = {"mnn": 1e-2}
 
 
 @pytest.fixture(params=NAMES)
@@ -123,6 +133,24 @@ def test_parity_against_onnxruntime(exported_graphs: Path, inputs: list[Inputs])
         for found in (Model(path=path), Model(path=path, family="resnet", spec=fields)):
             got = first_output(runtimes["torch"], found, inputs)
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * float(np.abs(want).max()))
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_parity_on_a_real_network(name: str) -> None:
+    path = Path(__file__).parents[2] / "datasets" / "zoo" / "graphs" / "mobilenet_v3_small.onnx"
+    images = [{"input": image} for image in image_inputs((1, 3, 224, 224), 1, seed=0)]
+    runtimes = find_runtimes()
+    want, got = (first_output(runtimes[one], Model(path=str(path)), images) for one in ("onnxruntime", name))
+    assert got.size == want.size
+    np.testing.assert_allclose(
+        got.reshape(want.shape), want, rtol=1e-3, atol=TOLERANCE.get(name, 1e-4) * float(np.abs(want).max())
+    )
+
+
+def test_the_telemetry_of_mnn_is_never_imported() -> None:
+    sources = (Path(__file__).parents[2] / "latmod").rglob("*.py")
+    imports = [line for path in sources for line in path.read_text().splitlines() if "import" in line]
+    assert not [line for line in imports if "MNN.tools" in line and not line.lstrip().startswith("`")]
 
 
 def test_another_weight_seed_gives_another_output(exported_graphs: Path, inputs: list[Inputs]) -> None:

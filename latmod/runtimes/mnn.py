@@ -1,0 +1,128 @@
+"""MNN on the CPU, converted by its extension module `_tools`.
+
+`MNN.tools` is never imported: it installs a package with pip and calls a vendor's telemetry when it is.
+"""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from latmod.errors import UnsupportedModelError
+from latmod.runtimes import Inputs, Model, Settings, installed_version
+from latmod.runtimes.files import one_line, silent, whole_file
+
+if TYPE_CHECKING:
+    import MNN
+
+# In a process of its own: the converter prints, and ends its process on graphs that it does not like.
+_CONVERT = "import sys, _tools; _tools.mnnconvert(['mnnconvert', *sys.argv[1:]])"
+_TIMEOUT_SECONDS = 300
+
+
+class Mnn:
+    """Open models in MNN's CPU backend at `precision=high`, which is float32 with Winograd convolutions."""
+
+    name = "mnn"
+    extra = "mnn"
+    rules = "onnxruntime"
+    profiles = False
+    simulated_clock = None
+
+    def version(self) -> str:
+        """Return the installed version."""
+        return installed_version("MNN", self.extra)
+
+    def open(self, model: Model, inputs: Sequence[Inputs], settings: Settings) -> "MnnSession":
+        """Convert and load the model; raise UnsupportedModelError where there is no file, shape or number to show."""
+        import MNN
+
+        with whole_file(model) as path:
+            converted = _converted(path, model.path)
+            with silent():
+                session = MnnSession(MNN.Interpreter(str(converted)), inputs, settings)
+                session.infer()
+        for output in session.outputs():
+            if output.size == 0 or not np.isfinite(output).all():
+                raise UnsupportedModelError(f"mnn runs {model.path} to an output of shape {output.shape} or not finite")
+        return session
+
+
+def _converted(path: Path, name: str) -> Path:
+    target = path.with_suffix(".mnn")
+    arguments = ["-f", "ONNX", "--modelFile", str(path), "--MNNModel", str(target), "--bizCode", "latmod"]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _CONVERT, *arguments],
+            capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_SECONDS, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise UnsupportedModelError(f"mnn does not convert {name} within {_TIMEOUT_SECONDS} s") from error
+    if not target.is_file():
+        told = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        raise UnsupportedModelError(f"mnn cannot convert {name}: {one_line(' '.join(told[-3:]))}")
+    return target
+
+
+class MnnSession:
+    """Hold a session of an interpreter, and every input as a tensor of the engine."""
+
+    def __init__(self, interpreter: "MNN.Interpreter", inputs: Sequence[Inputs], settings: Settings) -> None:
+        """Create the session and set its shapes."""
+        import MNN
+
+        self.settings: dict[str, str | int | bool] = {
+            "threads": settings.threads,
+            "backend": "CPU",
+            "precision": "high",
+            "winograd": True,
+        }
+        self._interpreter = interpreter
+        self._session: Any = interpreter.createSession(
+            {"numThread": settings.threads, "precision": "high", "backend": "CPU"}
+        )
+        self._places = {name: interpreter.getSessionInput(self._session, name) for name in inputs[0]}
+        for name, value in inputs[0].items():
+            interpreter.resizeTensor(self._places[name], tuple(value.shape))
+        interpreter.resizeSession(self._session)
+        self._inputs = [{name: _tensor(MNN, value) for name, value in one.items()} for one in inputs]
+        self.feed(0)
+
+    def feed(self, index: int) -> None:
+        """Copy one input into the session's memory."""
+        for name, tensor in self._inputs[index % len(self._inputs)].items():
+            self._places[name].copyFrom(tensor)
+
+    def infer(self) -> None:
+        """Run once."""
+        self._interpreter.runSession(self._session)
+
+    def outputs(self) -> list[np.ndarray]:
+        """Return the outputs of the last run."""
+        import MNN
+
+        found = []
+        for output in self._interpreter.getSessionOutputAll(self._session).values():
+            shape = tuple(output.getShape())
+            if 0 in shape:
+                found.append(np.empty(shape, dtype=np.float32))
+                continue
+            host = _tensor(MNN, np.zeros(shape, dtype=np.float32))
+            output.copyToHostTensor(host)
+            found.append(np.array(host.getNumpyData(), dtype=np.float32).reshape(shape))
+        return found
+
+    def close(self) -> None:
+        """Drop session and interpreter."""
+        del self._places, self._inputs, self._session, self._interpreter
+
+
+def _tensor(mnn: Any, value: np.ndarray) -> Any:
+    """Return a host tensor in Caffe's layout: batch x channels x height x width, as in ONNX."""
+    whole = value.dtype.kind in "iu"
+    kind = mnn.Halide_Type_Int if whole else mnn.Halide_Type_Float
+    data = np.ascontiguousarray(value, dtype=np.int32 if whole else np.float32)
+    return mnn.Tensor(tuple(value.shape), kind, data, mnn.Tensor_DimensionType_Caffe)

@@ -1,0 +1,88 @@
+"""OpenVINO on the CPU."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from latmod.errors import UnsupportedModelError
+from latmod.runtimes import Inputs, Model, Settings, installed_version
+from latmod.runtimes.files import one_line, whole_file
+
+if TYPE_CHECKING:
+    import openvino
+
+
+class OpenVino:
+    """Open models in OpenVINO's CPU plugin: one stream, float32 throughout."""
+
+    name = "openvino"
+    extra = "openvino"
+    rules = "onnxruntime"
+    # Its counters are a running average over all runs of a request, under names of its own.
+    profiles = False
+    simulated_clock = None
+
+    def version(self) -> str:
+        """Return the installed version."""
+        return installed_version("openvino", self.extra)
+
+    def open(self, model: Model, inputs: Sequence[Inputs], settings: Settings) -> "OpenVinoSession":
+        """Read and compile the model; raise UnsupportedModelError with the engine's reason."""
+        import openvino
+
+        core = openvino.Core()
+        config = {
+            "INFERENCE_NUM_THREADS": settings.threads,
+            "NUM_STREAMS": 1,
+            # Where the CPU has bfloat16 the plugin would use it.
+            "INFERENCE_PRECISION_HINT": "f32",
+            "ENABLE_CPU_PINNING": False,
+            "CPU_DENORMALS_OPTIMIZATION": True,
+        }
+        try:
+            with whole_file(model) as path:
+                compiled = core.compile_model(core.read_model(str(path)), "CPU", config)
+        except RuntimeError as error:
+            raise UnsupportedModelError(f"openvino cannot run {model.path}: {one_line(error)}") from error
+        return OpenVinoSession(compiled, inputs)
+
+
+class OpenVinoSession:
+    """Hold one inference request, and a tensor over the memory of every input."""
+
+    def __init__(self, compiled: "openvino.CompiledModel", inputs: Sequence[Inputs]) -> None:
+        """Make the request and the tensors."""
+        import openvino
+
+        self.settings: dict[str, str | int | bool] = {
+            "threads": int(compiled.get_property("INFERENCE_NUM_THREADS")),
+            "streams": int(compiled.get_property("NUM_STREAMS")),
+            "precision": str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()),
+            "pinning": bool(compiled.get_property("ENABLE_CPU_PINNING")),
+            "flush_denormals": True,
+        }
+        self._outputs = len(compiled.outputs)
+        self._request = compiled.create_infer_request()
+        self._tensors = [
+            {name: openvino.Tensor(np.ascontiguousarray(value), shared_memory=True) for name, value in one.items()}
+            for one in inputs
+        ]
+        self.feed(0)
+
+    def feed(self, index: int) -> None:
+        """Point the request to one input's memory."""
+        for name, tensor in self._tensors[index % len(self._tensors)].items():
+            self._request.set_tensor(name, tensor)
+
+    def infer(self) -> None:
+        """Run once."""
+        self._request.infer()
+
+    def outputs(self) -> list[np.ndarray]:
+        """Return the outputs of the last run."""
+        return [np.array(self._request.get_output_tensor(position).data) for position in range(self._outputs)]
+
+    def close(self) -> None:
+        """Drop the request."""
+        del self._request, self._tensors

@@ -1,0 +1,77 @@
+"""Tract on the CPU, which always runs on one thread."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from latmod.errors import UnsupportedModelError
+from latmod.runtimes import Inputs, Model, Settings, installed_version
+from latmod.runtimes.files import one_line, whole_file
+
+
+class Tract:
+    """Open models in tract, its own optimisations on."""
+
+    name = "tract"
+    extra = "tract"
+    rules = "onnxruntime"
+    # It has a profile, which takes 5 s whatever the model.
+    profiles = False
+    simulated_clock = None
+
+    def version(self) -> str:
+        """Return the installed version."""
+        return installed_version("tract", self.extra)
+
+    def open(self, model: Model, inputs: Sequence[Inputs], settings: Settings) -> "TractSession":
+        """Load and optimise the model; raise UnsupportedModelError with the engine's reason, or for several threads."""
+        import tract
+
+        if settings.threads != 1:
+            raise UnsupportedModelError("tract runs on one thread, whatever it is told; measure it with --threads 1")
+        try:
+            with whole_file(model) as path:
+                loaded = tract.onnx().load(str(path))
+                for position, value in enumerate(inputs[0].values()):
+                    loaded.set_input_fact(position, ",".join([*map(str, value.shape), _element(value)]))
+                runnable = loaded.into_model().into_runnable()
+            session = TractSession(runnable, inputs)
+            session.infer()
+        except tract.TractError as error:
+            raise UnsupportedModelError(f"tract cannot run {model.path}: {one_line(error)}") from error
+        return session
+
+
+class TractSession:
+    """Hold a runnable model, and every input as a tensor of the engine."""
+
+    def __init__(self, runnable: Any, inputs: Sequence[Inputs]) -> None:
+        """Copy the inputs."""
+        import tract
+
+        self.settings: dict[str, str | int | bool] = {"threads": 1, "precision": "float32"}
+        self._runnable = runnable
+        self._inputs = [[tract.Tensor.from_numpy(value) for value in one.values()] for one in inputs]
+        self._input = self._inputs[0]
+        self._results: list[Any] = []
+
+    def feed(self, index: int) -> None:
+        """Choose one input."""
+        self._input = self._inputs[index % len(self._inputs)]
+
+    def infer(self) -> None:
+        """Run once."""
+        self._results = self._runnable.run(self._input)
+
+    def outputs(self) -> list[np.ndarray]:
+        """Return the outputs of the last run."""
+        return [np.array(result.to_numpy()) for result in self._results]
+
+    def close(self) -> None:
+        """Drop the model."""
+        del self._runnable, self._inputs, self._input, self._results
+
+
+def _element(value: np.ndarray) -> str:
+    return {"float32": "f32", "float64": "f64", "int64": "i64", "int32": "i32", "bool": "bool"}[str(value.dtype)]
