@@ -7,12 +7,11 @@ import msgspec
 import numpy as np
 
 from latmod.predictor import Prediction
+from latmod.scores import NORMAL_90
 
 REFERENCE = "onnxruntime"
 """The runtime that speed-ups are told against."""
 
-_NORMAL_90 = 1.6449
-"""Half of the 90 % interval of a normal distribution, in standard deviations."""
 _STEPS = 2001
 
 
@@ -109,7 +108,7 @@ def meets_budget(prediction: Prediction, budget_ms: float, confidence: float = 0
 
 def deviation(prediction: Prediction) -> float:
     """Return the standard deviation of the logarithm of the true latency that a 90 % interval stands for."""
-    return log(prediction.high_ms / prediction.latency_ms) / _NORMAL_90
+    return log(prediction.high_ms / prediction.latency_ms) / NORMAL_90
 
 
 def regret(predicted_ms: Sequence[float], measured_ms: Sequence[float]) -> float:

@@ -8,11 +8,11 @@ import msgspec
 
 from latmod.kernels import Kernel
 from latmod.predictor import Breakdown
+from latmod.scores import NORMAL_90
 
-_NORMAL_90, _NORMAL_80 = 1.6449, 1.2816
-"""Half of the 90 % and of the 80 % interval of a normal distribution, in standard deviations."""
+_NORMAL_80 = 1.2816
+"""Half of the 80 % interval of a normal distribution, in standard deviations."""
 
-Change = str
 ADDED, REMOVED, CHANGED = "added", "removed", "changed"
 
 
@@ -23,7 +23,7 @@ class Blame(msgspec.Struct, frozen=True, kw_only=True):
     what both networks have in common takes a little longer in a larger one, whose weights push it out of the caches.
     """
 
-    change: Change
+    change: str
     kernel: str
     kind: str
     old_ms: float
@@ -64,7 +64,7 @@ def difference(runtime: str, old: Breakdown, new: Breakdown, pair_quantile: floa
         ratio=ratio,
         low=ratio * exp(-width),
         high=ratio * exp(width),
-        surely_above=ratio * exp(-width * _NORMAL_80 / _NORMAL_90),
+        surely_above=ratio * exp(-width * _NORMAL_80 / NORMAL_90),
         blames=tuple(_blames(removed, added, old.latency_ns)),
     )
 

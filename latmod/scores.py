@@ -11,6 +11,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+NORMAL_90 = 1.6449
+"""Half of the 90 % interval of a normal distribution, in standard deviations."""
+
 Floats = NDArray[np.float64]
 
 

@@ -3,7 +3,6 @@
 `MNN.tools` is never imported: it installs a package with pip and calls a vendor's telemetry when it is.
 """
 
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +12,12 @@ import numpy as np
 
 from latmod.errors import UnsupportedModelError
 from latmod.runtimes import Inputs, Model, Settings, installed_version
-from latmod.runtimes.files import one_line, silent, whole_file
+from latmod.runtimes.files import run_converter, silent, whole_file
 
 if TYPE_CHECKING:
     import MNN
 
-# In a process of its own: the converter prints, and ends its process on graphs that it does not like.
 _CONVERT = "import sys, _tools; _tools.mnnconvert(['mnnconvert', *sys.argv[1:]])"
-_TIMEOUT_SECONDS = 300
 
 
 class Mnn:
@@ -54,16 +51,9 @@ class Mnn:
 def _converted(path: Path, name: str) -> Path:
     target = path.with_suffix(".mnn")
     arguments = ["-f", "ONNX", "--modelFile", str(path), "--MNNModel", str(target), "--bizCode", "latmod"]
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", _CONVERT, *arguments],
-            capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_SECONDS, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        raise UnsupportedModelError(f"mnn does not convert {name} within {_TIMEOUT_SECONDS} s") from error
+    _, told = run_converter([sys.executable, "-c", _CONVERT, *arguments], path.parent, f"mnn: {name}")
     if not target.is_file():
-        told = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        raise UnsupportedModelError(f"mnn cannot convert {name}: {one_line(' '.join(told[-3:]))}")
+        raise UnsupportedModelError(f"mnn cannot convert {name}: {told}")
     return target
 
 

@@ -1,6 +1,5 @@
 """Ncnn on the CPU, converted by pnnx: one image at a time."""
 
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,12 +8,11 @@ import numpy as np
 
 from latmod.errors import UnsupportedModelError
 from latmod.runtimes import Inputs, Model, Settings, installed_version
-from latmod.runtimes.files import one_line, whole_file
+from latmod.runtimes.files import run_converter, whole_file
 
 if TYPE_CHECKING:
     import ncnn
 
-_TIMEOUT_SECONDS = 300
 # What would compute in less than float32, or elsewhere than on the CPU.
 _OFF = (
     "use_vulkan_compute", "use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage",
@@ -53,7 +51,7 @@ class Ncnn:
             param, weights = path.with_name("model.ncnn.param"), path.with_name("model.ncnn.bin")
             if net.load_param(str(param)) != 0 or net.load_model(str(weights)) != 0:
                 raise UnsupportedModelError(f"ncnn cannot load {model.path}: it has no layer for an operator in it")
-        session = NcnnSession(net, inputs, settings)
+        session = NcnnSession(net, inputs)
         session.infer()
         for output in session.outputs():
             if output.size == 0 or not np.isfinite(output).all():
@@ -68,16 +66,10 @@ def _convert(path: Path, inputs: Inputs, name: str) -> None:
     import pnnx
 
     shapes = ",".join(f"[{','.join(map(str, value.shape))}]{_element(value)}" for value in inputs.values())
-    try:
-        done = subprocess.run(
-            [pnnx.EXEC_PATH, path.name, f"inputshape={shapes}", "fp16=0"],
-            cwd=path.parent, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_SECONDS, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        raise UnsupportedModelError(f"pnnx does not convert {name} within {_TIMEOUT_SECONDS} s") from error
-    if done.returncode != 0 or not path.with_name("model.ncnn.bin").is_file():
-        told = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        raise UnsupportedModelError(f"pnnx cannot convert {name}: {one_line(' '.join(told[-3:]))}")
+    command = [pnnx.EXEC_PATH, path.name, f"inputshape={shapes}", "fp16=0"]
+    code, told = run_converter(command, path.parent, f"ncnn: {name}")
+    if code != 0 or not path.with_name("model.ncnn.bin").is_file():
+        raise UnsupportedModelError(f"pnnx cannot convert {name}: {told}")
 
 
 def _element(value: np.ndarray) -> str:
@@ -87,7 +79,7 @@ def _element(value: np.ndarray) -> str:
 class NcnnSession:
     """Hold a net, and every input as a matrix of the engine."""
 
-    def __init__(self, net: "ncnn.Net", inputs: Sequence[Inputs], settings: Settings) -> None:
+    def __init__(self, net: "ncnn.Net", inputs: Sequence[Inputs]) -> None:
         """Copy the inputs, without their batch."""
         import ncnn
 
@@ -97,7 +89,6 @@ class NcnnSession:
             "winograd": bool(net.opt.use_winograd_convolution),
             "packing": bool(net.opt.use_packing_layout),
         }
-        del settings
         self._net = net
         self._names = [f"in{position}" for position in range(len(inputs[0]))]
         self._results_wanted = list(net.output_names())

@@ -14,6 +14,7 @@ from latmod.dataset import KernelTime
 from latmod.errors import UnsupportedModelError
 from latmod.graph import weight_slots
 from latmod.runtimes import Inputs, Model, Settings, fastest_third, installed_version
+from latmod.runtimes.files import one_line
 from latmod.weights import WeightMaker
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class OnnxRuntime:
         except Exception as error:
             if "bad_alloc" in str(error) or "llocat" in str(error):
                 raise MemoryError(str(error)) from error
-            raise UnsupportedModelError(f"onnxruntime cannot run {model.path}: {_reason(error)}") from error
+            raise UnsupportedModelError(f"onnxruntime cannot run {model.path}: {one_line(error)}") from error
 
 
 class OnnxRuntimeSession:
@@ -157,8 +158,3 @@ def _read_profile(events: Sequence[Mapping[str, Any]], runs: int) -> tuple[Kerne
 
 def _shapes(described: Sequence[Mapping[str, Sequence[int]]]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(dims) for one in described for dims in one.values())
-
-
-def _reason(error: Exception) -> str:
-    """Return the engine's message in one line, without its code location."""
-    return " ".join(str(error).split())[:300]
