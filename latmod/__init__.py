@@ -12,7 +12,7 @@ _PLACES = {
     "inspect": "latmod.inspection",
     "load_predictor": "latmod.predictor",
     "measure": "latmod.measuring",
-    "predict": "latmod.predictor",
+    "predict": "latmod.predicting",
     "sweep": "latmod.sweeping",
 }
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from latmod.fitting import fit
     from latmod.inspection import inspect
     from latmod.measuring import measure
-    from latmod.predictor import Prediction, Predictor, load_predictor, predict
+    from latmod.predicting import predict
+    from latmod.predictor import Prediction, Predictor, load_predictor
     from latmod.sweeping import sweep
 
 

@@ -62,15 +62,15 @@ class Additive(msgspec.Struct, frozen=True, kw_only=True):
     call_ns: float
     run_ns: float
 
-    def kernel_ns(self, kernels: Sequence[Kernel]) -> Floats:
-        """Return what each kernel takes, in ns, as part of its network."""
-        raw, groups = self.raw_ns(kernels)
+    def kernel_ns(self, kernels: Sequence[Kernel], columns: Columns | None = None) -> Floats:
+        """Return what each kernel takes, in ns, as part of its network; `columns` are theirs, made where not given."""
+        raw, groups = self.raw_ns(kernels, columns)
         scaled = raw * np.array(self.scales)[groups]
         return np.asarray(np.maximum(scaled + self.call_ns, 0.1 * scaled))
 
-    def raw_ns(self, kernels: Sequence[Kernel]) -> tuple[Floats, NDArray[np.int64]]:
+    def raw_ns(self, kernels: Sequence[Kernel], columns: Columns | None = None) -> tuple[Floats, NDArray[np.int64]]:
         """Return what each kernel takes by itself, in ns, and its group."""
-        columns = column_matrix(kernels)
+        columns = column_matrix(kernels) if columns is None else columns
         kinds = [kernel.kind for kernel in kernels]
         groups = np.array([group_of(kind) for kind in kinds], dtype=np.int64)
         physics = self.rates.ns(kinds, columns)

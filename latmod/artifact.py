@@ -17,8 +17,9 @@ from latmod.timing import Reference
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-SCHEMA = 2
-# Schema 1: the first. 2: predictors of two levels, told apart by `level`.
+SCHEMA = 3
+# Schema 1: the first. 2: predictors of two levels, told apart by `level`. 3: every card tells the instruction set, and
+# those of sums over kernels the prices of opening a model.
 
 MAX_BYTES = 50_000_000
 """A predictor has some 100 KB; this keeps a wrong file from being read into memory."""
@@ -30,6 +31,7 @@ _EMPTY_SHA256 = b"0" * 64
 class Card(msgspec.Struct, frozen=True, kw_only=True):
     """Describe a predictor: what for, made of what, how good.
 
+    `machine` is a phrase for people, `isa` the machine's instruction set.
     `nominal` is the state of the machine that the latencies are stated for, and `drift_weights` say how strongly they
     follow its parts (latmod.drift). `quantiles` are those of |log(measured / predicted)| for models inside, near and
     far from the domain; `scores` are means over models that the regressor had not seen.
@@ -47,6 +49,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     batches: tuple[int, ...]
     machine_id: str
     machine: str
+    isa: tuple[str, ...]
     nominal: Reference | None
     drift_weights: tuple[float, float, float]
     models: int
@@ -75,15 +78,15 @@ class GraphCard(Card, frozen=True, kw_only=True, tag_field="level", tag="graph")
 class KernelCard(Card, frozen=True, kw_only=True, tag_field="level", tag="kernel"):
     """Describe a predictor of the kernel level: a sum over kernels.
 
-    `rules` and `isa`, the instruction set, decide what the kernels are; `kinds` and `rates` are the physics (ns per
+    `rules` and the instruction set decide what the kernels are; `kinds` and `rates` are the physics (ns per
     unit of the quantities named in `physical`), `scales`, `call_ns` and `run_ns` the calibration to whole networks;
     `ranges` are what was seen of each kind; `pair_quantile` is that of the error of a pair of networks, per share of
-    time that they do not have in common (latmod.differing). The file's graph holds the residual's trees over the
+    time that they do not have in common (latmod.differing); `load_prices` say what opening a model takes
+    (latmod.load_time). The file's graph holds the residual's trees over the
     columns named in `seen`.
     """
 
     rules: str
-    isa: tuple[str, ...]
     families: tuple[str, ...]
     kernels: int
     physical: tuple[str, ...]
@@ -97,6 +100,7 @@ class KernelCard(Card, frozen=True, kw_only=True, tag_field="level", tag="kernel
     seen: tuple[str, ...]
     ranges: dict[str, tuple[tuple[float, float], ...]]
     pair_quantile: float
+    load_prices: tuple[float, float, float]
 
 
 AnyCard = GraphCard | KernelCard

@@ -30,8 +30,9 @@ class Contender(msgspec.Struct, frozen=True, kw_only=True):
     speedup: float | None
     fastest: float
     in_domain: bool
-    measured_ms: float | None = None
     load_ms: float | None = None
+    measured_ms: float | None = None
+    measured_load_ms: float | None = None
 
 
 class Fit(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +64,7 @@ def compare(predictions: Sequence[Prediction]) -> list[Contender]:
             speedup=None if reference is None else reference / one.latency_ms,
             fastest=chance,
             in_domain=one.in_domain,
+            load_ms=one.load_ms,
         )
         for one, chance in zip(predictions, chances, strict=True)
     ]

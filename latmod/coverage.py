@@ -16,6 +16,9 @@ _POSITIONS = tuple(FIELDS.index(name) for name in _CHECKED)
 TOLERANCE = 1.25
 """A quarter beyond the range seen still counts as inside: ranges of some hundred draws end before the space does."""
 
+NEVER_FACTOR = 4.0
+"""By how much a kind that was never measured may be underpriced: all that is known of it is its bytes."""
+
 SHARES = (0.02, 0.2)
 """Bounds of the share of predicted time in unseen kernels between few, some and many."""
 
@@ -23,7 +26,7 @@ Ranges = Mapping[str, Sequence[tuple[float, float]]]
 
 
 class Unseen(msgspec.Struct, frozen=True, kw_only=True):
-    """Name one kernel that lies outside, its share of the network's time, and why."""
+    """Name one kernel that lies outside, what share of the network's time it may take, and why."""
 
     label: str
     kind: str
@@ -43,10 +46,14 @@ def observe_ranges(kernels: Sequence[Kernel]) -> dict[str, tuple[tuple[float, fl
 
 
 def unseen(kernels: Sequence[Kernel], kernel_ns: NDArray[np.float64], ranges: Ranges) -> list[Unseen]:
-    """Return the kernels outside the ranges, those that take the most time first."""
-    total = float(kernel_ns.sum()) or 1.0
+    """Return the kernels outside the ranges, those that may take the most time first.
+
+    Kinds that were never measured count as if they took `NEVER_FACTOR` times what is predicted.
+    """
+    may_take = kernel_ns * np.array([1.0 if kernel.kind in ranges else NEVER_FACTOR for kernel in kernels])
+    total = float(may_take.sum()) or 1.0
     found = []
-    for kernel, ns in zip(kernels, kernel_ns, strict=True):
+    for kernel, ns in zip(kernels, may_take, strict=True):
         reason = _reason(kernel, ranges)
         if reason:
             found.append(Unseen(label=kernel.label, kind=kernel.kind, share=float(ns) / total, reason=reason))

@@ -88,6 +88,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     """What each engine says that it uses, written with its first burst."""
     nominal: Reference | None = None
     """The machine's nominal state, written when the sweep is finished."""
+    tolerances: dict[str, float] = {}
+    """By how much each runtime's outputs may differ from another's, relative to the largest output."""
 
     @property
     def planned(self) -> list[PlannedModel]:
@@ -166,8 +168,10 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     features: dict[str, float]
     round_ns: dict[str, tuple[float, ...]]
     """Drift-corrected, one value per round, by figure: min, mean, p50, p90."""
+    load_ns: float = 0.0
+    """What opening the model took, the least over rounds."""
     parity: str = "ok"
-    """`differs` where two runtimes' outputs disagree on the same weights and input."""
+    """`differs` where this runtime's output disagrees with the others' on the same weights and input."""
 
     def latency_ns(self, statistic: Statistic = Statistic.MEDIAN_OF_MINIMA) -> float:
         """Return the latency in ns: over rounds, the median (or mean, or minimum) of each round's figure."""

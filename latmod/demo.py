@@ -11,7 +11,8 @@ from latmod.families import FAMILIES
 from latmod.fitting import fit, write_artifact
 from latmod.measuring import measure
 from latmod.plan import bundled_spaces, default_memory_bytes, plan_sweep
-from latmod.predictor import load_predictor, predict
+from latmod.predicting import predict
+from latmod.predictor import load_predictor
 from latmod.sweeping import Notify, run_sweep
 from latmod.table import write_table
 

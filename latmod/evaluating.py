@@ -15,7 +15,8 @@ from latmod.families import FAMILIES
 from latmod.families.published import lineage
 from latmod.graph import read_graph
 from latmod.labels import labelled_models
-from latmod.predictor import GraphPredictor, KernelPredictor, Predictor, ask, choose_each
+from latmod.predicting import ask, choose_each
+from latmod.predictor import GraphPredictor, KernelPredictor, Predictor
 from latmod.regressors import BASELINES, candidates
 from latmod.scores import score, split_half
 from latmod.study import calibrate, fit_table, make_table
@@ -90,29 +91,15 @@ class Picks(msgspec.Struct, frozen=True, kw_only=True):
 def evaluate(folder: DatasetFolder, predictors: Sequence[Predictor], level: str = "best") -> list[Verdict]:
     """Predict every model of a data set, in the runtimes that predictors are at hand for.
 
-    The truth is stated for the nominal state that the predictors are stated for, by their drift weights. Raises
-    MachineError where none of the predictors is for the machine of the data set, PredictorError where none is for its
-    runtimes and threads, or of the level asked for.
+    The truth is stated for the nominal state that the predictors are stated for, by their drift weights. Raises as
+    `usable` does.
     """
-    card = folder.read_card()
-    own = [one for one in predictors if one.card.machine_id == card.machine.id]
-    if not own:
-        raise MachineError(f"{folder.path}: measured on {card.machine.label}; no predictor at hand is for that machine")
-    threads = card.protocol.threads
-    kinds = {"graph": GraphPredictor, "kernel": KernelPredictor}.get(level, Predictor)
-    usable = [
-        one
-        for one in own
-        if one.card.runtime in card.runtimes and one.card.threads == threads and isinstance(one, kinds)
-    ]
-    if not usable:
-        what = "predictor" if level == "best" else f"predictor of the {level} level"
-        raise PredictorError(f"{folder.path}: no {what} for {', '.join(card.runtimes)} with {threads} threads")
+    fitting = usable(folder, predictors, level)
     found = []
-    truths = {predictor.name: _truth(folder, predictor, usable) for predictor in usable}
-    for model in dict.fromkeys(name for truth in truths.values() for name in truth):
+    truths = {predictor.name: truth(folder, predictor, fitting) for predictor in fitting}
+    for model in dict.fromkeys(name for known in truths.values() for name in known):
         query = ask(read_graph(folder.graph_path(model)), model)
-        for predictor in choose_each([p for p in usable if model in truths[p.name]], query):
+        for predictor in choose_each([p for p in fitting if model in truths[p.name]], query):
             answer = predictor.predict_all([query])[0]
             found.append(
                 _verdict(
@@ -126,11 +113,42 @@ def evaluate(folder: DatasetFolder, predictors: Sequence[Predictor], level: str 
     return found
 
 
-def _truth(folder: DatasetFolder, predictor: Predictor, usable: Sequence[Predictor]) -> dict[str, Observation]:
-    """Return by model what was measured in a predictor's runtime, stated for the state that it is stated for."""
-    correct = {**_corrections(usable), **_corrections([predictor])}
+def usable(folder: DatasetFolder, predictors: Sequence[Predictor], level: str) -> list[Predictor]:
+    """Return the predictors of a level for the machine, runtimes and threads of a data set.
+
+    Raises MachineError where none of them is for its machine, PredictorError where none is for its runtimes and
+    threads, or of the level.
+    """
+    card = folder.read_card()
+    own = [one for one in predictors if one.card.machine_id == card.machine.id]
+    if not own:
+        raise MachineError(f"{folder.path}: measured on {card.machine.label}; no predictor at hand is for that machine")
+    threads = card.protocol.threads
+    kinds = {"graph": GraphPredictor, "kernel": KernelPredictor}.get(level, Predictor)
+    fitting = [
+        one
+        for one in own
+        if one.card.runtime in card.runtimes and one.card.threads == threads and isinstance(one, kinds)
+    ]
+    if not fitting:
+        what = "predictor" if level == "best" else f"predictor of the {level} level"
+        raise PredictorError(f"{folder.path}: no {what} for {', '.join(card.runtimes)} with {threads} threads")
+    return fitting
+
+
+def truth(folder: DatasetFolder, predictor: Predictor, fitting: Sequence[Predictor]) -> dict[str, Observation]:
+    """Return by model what was measured in a predictor's runtime, stated for the state that it is stated for.
+
+    Measurements whose outputs differ from other runtimes' are left out.
+    """
+    correct = {**_corrections(fitting), **_corrections([predictor])}
     found = observations(folder, correct, with_features=False)
-    return {one.model: one for one in found if one.runtime == predictor.card.runtime}
+    return {one.model: one for one in found if one.runtime == predictor.card.runtime and one.parity == "ok"}
+
+
+def family_of(one: Observation) -> str:
+    """Return the family of a model; published networks have that of their name."""
+    return lineage(one.model) if FAMILIES[one.family].published else one.family
 
 
 def evaluate_baselines(
@@ -272,7 +290,7 @@ def _verdict(
     predicted_ms, low_ms, high_ms = told_ms
     return Verdict(
         model=one.model,
-        family=lineage(one.model) if FAMILIES[one.family].published else one.family,
+        family=family_of(one),
         runtime=one.runtime,
         level=level,
         predicted_ms=predicted_ms,

@@ -18,13 +18,14 @@ _SCORED = (
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
     """Say where observations come from: what a predictor's card tells beyond its scores.
 
-    `machine` is the phrase that predictions carry (the machine id where empty); `settings` and `drift_weights` are by
-    runtime; `nominal` is the state of the machine that the latencies are stated for.
+    `machine` is the phrase that predictions carry (the machine id where empty), `isa` its instruction set; `settings`
+    and `drift_weights` are by runtime; `nominal` is the state of the machine that the latencies are stated for.
     """
 
     dataset: str
     space: str = ""
     machine: str = ""
+    isa: tuple[str, ...] = ()
     settings: dict[str, dict[str, str | int | bool]] = {}
     nominal: Reference | None = None
     drift_weights: dict[str, tuple[float, float, float]] = {}
@@ -203,6 +204,7 @@ def make_artifact(
         batches=tuple(sorted({o.batch for o in g.observations})),
         machine_id=first.machine_id,
         machine=origin.machine or first.machine_id,
+        isa=origin.isa,
         nominal=origin.nominal,
         drift_weights=origin.drift_weights.get(g.runtime, (0.0, 0.0, 0.0)),
         features=g.table.names,

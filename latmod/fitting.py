@@ -100,11 +100,21 @@ def by_level(
     return graph_sets, kernel_sets
 
 
+def by_machine(folders: Sequence[DatasetFolder]) -> list[list[DatasetFolder]]:
+    """Return the data sets that may be fitted together, of one machine and number of threads; fewer threads first."""
+    groups: dict[tuple[str, int], list[DatasetFolder]] = {}
+    for folder in folders:
+        card = folder.read_card()
+        groups.setdefault((card.machine.id, card.protocol.threads), []).append(folder)
+    return [groups[key] for key in sorted(groups, key=lambda key: key[1])]
+
+
 def _origin(card: Card, known: Mapping[str, Correction]) -> Origin:
     return Origin(
         dataset=card.name,
         space=msgspec.json.encode(card.spaces).decode(),
         machine=card.machine.label,
+        isa=card.machine.isa,
         settings=card.settings,
         nominal=next(iter(known.values())).nominal,
         drift_weights={name: correction.weights for name, correction in known.items()},

@@ -18,16 +18,17 @@ from latmod.drift import Correction
 from latmod.errors import DatasetError, MachineError
 from latmod.families import FAMILIES
 from latmod.findings import Artifact
-from latmod.kernel_fitting import fit_sum
-from latmod.kernel_study import Held, Part, decompose, leave_families_out, quantiles
+from latmod.kernel_study import Folds, Held, Part, decompose, leave_families_out, priced, quantiles
 from latmod.kernels.columns import PHYSICAL
 from latmod.labels import LabelledModel, labelled_models
+from latmod.load_time import fit_load
 from latmod.predictor import Breakdown
 from latmod.runtimes import kernel_rules
 from latmod.scores import Scores, conformal_quantile, score
 from latmod.study import COVERAGE
 from latmod.table import corrections
 from latmod.timing import Statistic
+from latmod.total_fitting import fit_sum, without_kernels
 
 MIN_FAMILIES = 3
 """Fewer families leave nothing to hold out."""
@@ -60,6 +61,13 @@ class FamilyRow(msgspec.Struct, frozen=True, kw_only=True):
     unmatched_share: float
 
 
+class Fits(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold what was fitted in one runtime: without each family, and to all."""
+
+    folds: Folds
+    whole: Additive
+
+
 class KernelReport(msgspec.Struct, frozen=True, kw_only=True):
     """Hold all that fitting the kernel level found out in one runtime."""
 
@@ -67,33 +75,55 @@ class KernelReport(msgspec.Struct, frozen=True, kw_only=True):
     runtime: str
     rows: tuple[FamilyRow, ...]
     parts: tuple[Part, ...]
-    held: tuple[Held, ...]
+    fits: Fits
     artifact: Artifact
 
 
 def fit_kernel_level(
-    folders: Sequence[DatasetFolder], *, runtimes: Sequence[str] = (), seed: int = 0, jobs: int = 0
+    folders: Sequence[DatasetFolder],
+    *,
+    runtimes: Sequence[str] = (),
+    seed: int = 0,
+    jobs: int = 0,
+    totals_only: bool = False,
+    near: Sequence[KernelReport] = (),
 ) -> list[KernelReport]:
-    """Fit one predictor per runtime to all data sets together; the first one gives it its name and nominal state.
+    """Fit one predictor per runtime to all data sets that have it; the first of them gives it its name.
 
-    To per-kernel times where a runtime told any, else to whole latencies alone. Raises MachineError where machines,
+    To per-kernel times where a runtime told any, else to whole latencies alone, starting from what is `near`: the same
+    runtime's prices on this machine with other threads, or those of the runtime whose kernel rules it shares, where
+    that is fitted to the same data sets. `totals_only` forgets what was told. Raises MachineError where machines,
     versions or threads differ; DatasetError for fewer than three families, or published networks, which are there to
     test on.
     """
     cards = [folder.read_card() for folder in folders]
     _check(folders, cards)
-    known = corrections(folders[0])
-    names = [name for name in cards[0].runtimes if not runtimes or name in runtimes]
-    models: dict[str, list[LabelledModel]] = {name: [] for name in names}
+    declared = dict.fromkeys(name for card in cards for name in card.runtimes)
+    names = [name for name in declared if not runtimes or name in runtimes]
+    # What others start from is needed too, and comes first.
+    needed = sorted(
+        {*names, *({kernel_rules(name) for name in names} & set(declared))}, key=lambda n: (kernel_rules(n) != n, n)
+    )
+    models: dict[str, list[LabelledModel]] = {name: [] for name in needed}
+    known: dict[str, Correction] = {}
     for folder in folders:
-        correct = known if folder is folders[0] else corrections(folder, next(iter(known.values())).nominal)
-        for name, labelled in labelled_models(folder, names, correct).items():
+        correct = corrections(folder, next(iter(known.values())).nominal if known else None)
+        for name, labelled in labelled_models(folder, [n for n in needed if n in correct], correct).items():
             models[name] += labelled
-    reports = [_report(cards, name, models[name], known[name], seed, jobs or os.cpu_count() or 1) for name in names]
+        known = correct | known
+    if totals_only:
+        models = {name: without_kernels(own) for name, own in models.items()}
+    others = {one.runtime: one.fits for one in near if one.artifact.card.machine_id == cards[0].machine.id}
+    fits: dict[str, Fits] = {}
+    for name in needed:
+        start = others.get(name) or fits.get(kernel_rules(name))
+        fits[name] = _fit(models[name], start, seed, jobs or os.cpu_count() or 1)
+    reports = [
+        _report([card for card in cards if name in card.runtimes], name, models[name], known[name], fits[name], seed)
+        for name in names
+    ]
     if not reports:
-        raise DatasetError(
-            f"{folders[0].path}: measured in {', '.join(cards[0].runtimes)}, not in {', '.join(runtimes)}"
-        )
+        raise DatasetError(f"{folders[0].path}: measured in {', '.join(declared)}, not in {', '.join(runtimes)}")
     return reports
 
 
@@ -115,15 +145,20 @@ def _check(folders: Sequence[DatasetFolder], cards: Sequence[Card]) -> None:
         raise DatasetError(f"{len(families)} families; at least {MIN_FAMILIES} are needed, to hold one out")
 
 
+def _fit(models: Sequence[LabelledModel], near: Fits | None, seed: int, jobs: int) -> Fits:
+    folds = leave_families_out(models, seed=seed, jobs=jobs, near=near.folds.fitted if near else None)
+    return Fits(folds=folds, whole=fit_sum(models, seed, near.whole if near else None))
+
+
 def _report(
     cards: Sequence[Card],
     runtime: str,
     models: Sequence[LabelledModel],
     correction: Correction,
+    fits: Fits,
     seed: int,
-    jobs: int,
 ) -> KernelReport:
-    held = leave_families_out(models, seed=seed, jobs=jobs)
+    held, fitted = fits.folds.held, fits.whole
     widths = quantiles(held)
     card = cards[0]
     threads = card.protocol.threads
@@ -131,13 +166,12 @@ def _report(
     for family in sorted({one.family for one in held}):
         own = [one for one in held if one.family == family]
         rows.append(_row(card.name, runtime, threads, family, own, widths))
-    fitted = fit_sum(models, seed)
     return KernelReport(
         dataset=card.name,
         runtime=runtime,
         rows=tuple(rows),
         parts=tuple(decompose(fitted, models)),
-        held=tuple(held),
+        fits=fits,
         artifact=_artifact(
             cards, runtime, models, correction, fitted, rows[0], widths, pair_quantile(models, held, fitted, seed)
         ),
@@ -160,11 +194,11 @@ def pair_quantile(models: Sequence[LabelledModel], held: Sequence[Held], fitted:
     told = [
         Breakdown(
             kernels=model.kernels,
-            kernel_ns=tuple(fitted.kernel_ns(model.kernels).tolist()),
+            kernel_ns=tuple(own.tolist()),
             run_ns=fitted.run_ns,
             unseen=(),
         )
-        for model in models
+        for model, own in zip(models, priced(fitted, models), strict=True)
     ]
     pairs = [
         (one, other)
@@ -232,6 +266,7 @@ def _artifact(
         batches=(1,),
         machine_id=first.machine.id,
         machine=first.machine.label,
+        isa=first.machine.isa,
         nominal=correction.nominal,
         drift_weights=correction.weights,
         models=len(models),
@@ -240,7 +275,6 @@ def _artifact(
         coverage=COVERAGE,
         quantiles=widths,
         rules=kernel_rules(runtime),
-        isa=tuple(first.machine.isa),
         families=tuple(sorted({model.family for model in models})),
         kernels=len(kernels),
         physical=PHYSICAL,
@@ -253,5 +287,6 @@ def _artifact(
         seen=SEEN,
         ranges=observe_ranges(kernels),
         pair_quantile=between,
+        load_prices=fit_load([model.kernels for model in models], [model.load_ns for model in models]),
     )
     return Artifact(card=card, content=pack(residuals_to_onnx(fitted), card))

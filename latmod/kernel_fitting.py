@@ -7,67 +7,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latmod.additive import FLOOR_NS, GROUPS, MAX_RESIDUAL, OTHER, Additive, Rates, group_of, residual_columns
-from latmod.kernels.columns import PHYSICAL, Columns, column_matrix, physical_part
+from latmod.kernels.columns import PHYSICAL, Columns, column_matrix, physical_part, stacked
 from latmod.labels import LabelledModel
 
 Floats = NDArray[np.float64]
 
 _FEW = 12
 """Kernels of one kind below which it is priced as `OTHER`."""
-_TREES: dict[str, int | float] = {
-    "max_iter": 400, "learning_rate": 0.05, "max_leaf_nodes": 24, "min_samples_leaf": 8, "l2_regularization": 1.0,
+TREES = 400
+_BOOSTING: dict[str, int | float] = {
+    "learning_rate": 0.05, "max_leaf_nodes": 24, "min_samples_leaf": 8, "l2_regularization": 1.0,
     "max_features": 0.3,
 }  # fmt: skip
 _MAX_NS_PER_BYTE = 0.5
 """A core reads at least 2 GB a second from memory, page faults included."""
 
-_TURNS = 4
-"""Turns of fitting to whole latencies alone; more change little."""
-
-PRIOR = Additive(
-    rates=Rates(
-        kinds=(OTHER,),
-        rates=(tuple({"one": 2000.0, "macs": 0.02, "bytes_in": 0.1, "bytes_out": 0.1}.get(n, 0.0) for n in PHYSICAL),),
-    ),
-    residuals=(None,) * len(GROUPS),
-    scales=(1.0,) * len(GROUPS),
-    call_ns=0.0,
-    run_ns=0.0,
-)
-"""Rough prices of any engine on any server core: 50 GMACs and 10 GB a second, 2 us a call."""
-
 _CALIBRATION_PULL = 1.0
 """How strongly the calibration is drawn to none at all, in rows of data per row."""
 
 
-def fit_sum(models: Sequence[LabelledModel], seed: int = 0) -> Additive:
-    """Fit the additive model to what the engine told of its kernels; to whole latencies where it told nothing.
-
-    From whole latencies it is fitted in turns: each kernel is given its part of its network's latency, as the prices so
-    far have it, and prices are fitted to these parts (expectation maximisation); a rough prior starts it.
-    """
-    if any(np.isfinite(model.told_ns) for model in models):
-        return fit_additive(models, seed)
-    prices = calibrated(PRIOR, models)
-    for _ in range(_TURNS):
-        prices = fit_additive(apportioned(models, prices), seed)
-    return prices
-
-
-def apportioned(models: Sequence[LabelledModel], prices: Additive) -> list[LabelledModel]:
-    """Return the models with each kernel's part of the whole latency, in proportion to prices, as if it were told."""
-    found = []
-    for model in models:
-        parts = prices.kernel_ns(model.kernels)
-        parts = parts * (model.latency_ns / parts.sum())
-        found.append(
-            msgspec.structs.replace(model, kernel_ns=tuple(parts.tolist()), told_ns=model.latency_ns, unmatched_ns=0.0)
-        )
-    return found
-
-
-def fit_additive(models: Sequence[LabelledModel], seed: int = 0) -> Additive:
-    """Fit rates, residuals and the calibration to kernels whose times were told.
+def fit_additive(models: Sequence[LabelledModel], seed: int = 0, *, trees: int = TREES) -> Additive:
+    """Fit rates, residuals of so many `trees` (none for 0) and the calibration to kernels whose times were told.
 
     Labels are first brought to sum to the latency that was measured without a profile: what the engine tells includes
     the telling, a cost per kernel that is the same for all.
@@ -79,7 +39,7 @@ def fit_additive(models: Sequence[LabelledModel], seed: int = 0) -> Additive:
     target = np.clip(np.log(label_ns / physics), -MAX_RESIDUAL, MAX_RESIDUAL)
     groups = np.array([group_of(kind) for kind in kinds])
     residuals = tuple(
-        _fit_residual(seen[groups == group], target[groups == group], weights[groups == group], seed)
+        _fit_residual(seen[groups == group], target[groups == group], weights[groups == group], trees, seed)
         for group in range(len(GROUPS))
     )
     plain = Additive(rates=rates, residuals=residuals, scales=(1.0,) * len(GROUPS), call_ns=0.0, run_ns=0.0)
@@ -167,13 +127,18 @@ def _non_negative(physical: Floats, label_ns: Floats, weights: Floats, ridge: fl
     return tuple((np.maximum(solution, 0.0) / norms).tolist())
 
 
-def _fit_residual(seen: Columns, target: Floats, weights: Floats, seed: int) -> object | None:
+def _fit_residual(seen: Columns, target: Floats, weights: Floats, trees: int, seed: int) -> object | None:
     from sklearn.ensemble import HistGradientBoostingRegressor
 
-    if len(target) < 4 * _FEW:
+    if not trees or len(target) < 4 * _FEW:
         return None
     model = HistGradientBoostingRegressor(
-        **_TREES, loss="squared_error", random_state=seed, early_stopping=False, categorical_features=None
+        max_iter=trees,
+        **_BOOSTING,
+        loss="squared_error",
+        random_state=seed,
+        early_stopping=False,
+        categorical_features=None,
     )
     fitted: object = model.fit(seen, target, sample_weight=weights / weights.mean())
     return fitted
@@ -185,8 +150,9 @@ def calibrated(plain: Additive, models: Sequence[LabelledModel]) -> Additive:
     All are drawn to what they are without it (1, 0, 0): the labels already sum to the whole, on the models seen.
     """
     rows, latencies = [], []
-    for model in models:
-        raw, groups = plain.raw_ns(model.kernels)
+    kernels, columns, starts = stacked([model.kernels for model in models])
+    parts = (np.split(column, starts) for column in plain.raw_ns(kernels, columns))
+    for model, raw, groups in zip(models, *parts, strict=True):
         rows.append([*(raw[groups == group].sum() for group in range(len(GROUPS))), float(len(raw)), 1.0])
         latencies.append(model.latency_ns)
     x, y = np.array(rows), np.array(latencies)

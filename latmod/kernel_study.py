@@ -1,6 +1,6 @@
 """Judge the kernel level on families that it was not fitted on, and calibrate its intervals on them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import msgspec
@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from latmod.additive import Additive
 from latmod.coverage import observe_ranges, share_group, unseen
-from latmod.kernel_fitting import fit_sum
+from latmod.kernels.columns import stacked
 from latmod.labels import LabelledModel
 from latmod.scores import conformal_quantile
 from latmod.study import COVERAGE, run_all
+from latmod.total_fitting import fit_sum
 
 Floats = NDArray[np.float64]
 
@@ -43,29 +44,52 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
         return float(np.log(self.latency_ns / self.predicted_ns))
 
 
-def leave_families_out(models: Sequence[LabelledModel], *, seed: int = 0, jobs: int = 1) -> list[Held]:
-    """Predict every model by what was fitted to all families but its own, in the order of the models."""
+class Folds(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold how each model was predicted without its family, in the order of the models, and what was fitted so."""
+
+    held: tuple[Held, ...]
+    fitted: dict[str, Additive]
+    """By the family that was left out."""
+
+
+def leave_families_out(
+    models: Sequence[LabelledModel], *, seed: int = 0, jobs: int = 1, near: Mapping[str, Additive] | None = None
+) -> Folds:
+    """Predict every model by what was fitted to all families but its own.
+
+    `near` are prices of another engine to start from, by the family that they have not seen either.
+    """
     families = sorted({model.family for model in models})
-    parts = run_all(partial(_without, models, seed), families, jobs)
-    by_model = {held.model: held for part in parts for held in part}
-    return [by_model[model.model] for model in models]
+    parts = run_all(partial(_without, models, seed, near or {}), families, jobs)
+    by_model = {held.model: held for _, own in parts for held in own}
+    return Folds(
+        held=tuple(by_model[model.model] for model in models),
+        fitted={family: fitted for family, (fitted, _) in zip(families, parts, strict=True)},
+    )
 
 
-def _without(models: Sequence[LabelledModel], seed: int, family: str) -> list[Held]:
+def _without(
+    models: Sequence[LabelledModel], seed: int, near: Mapping[str, Additive], family: str
+) -> tuple[Additive, list[Held]]:
     kept = [model for model in models if model.family != family]
-    return held_out(kept, [model for model in models if model.family == family], seed)
-
-
-def held_out(kept: Sequence[LabelledModel], tested: Sequence[LabelledModel], seed: int) -> list[Held]:
-    """Predict some models by what is fitted to others."""
-    fitted = fit_sum(kept, seed)
+    fitted = fit_sum(kept, seed, near.get(family))
     ranges = observe_ranges([kernel for model in kept for kernel in model.kernels])
-    return [judge(fitted, ranges, model) for model in tested]
+    tested = [model for model in models if model.family == family]
+    return fitted, [
+        judge(own, fitted.run_ns, ranges, model) for own, model in zip(priced(fitted, tested), tested, strict=True)
+    ]
 
 
-def judge(fitted: Additive, ranges: dict[str, tuple[tuple[float, float], ...]], model: LabelledModel) -> Held:
-    """Predict one model and say what is known of its error."""
-    kernel_ns = fitted.kernel_ns(model.kernels)
+def priced(fitted: Additive, models: Sequence[LabelledModel]) -> list[Floats]:
+    """Return what each kernel of each model takes, in ns."""
+    kernels, columns, starts = stacked([model.kernels for model in models])
+    return np.split(fitted.kernel_ns(kernels, columns), starts)
+
+
+def judge(
+    kernel_ns: Floats, run_ns: float, ranges: dict[str, tuple[tuple[float, float], ...]], model: LabelledModel
+) -> Held:
+    """Say what is known of the error of a model that was predicted."""
     outside = unseen(model.kernels, kernel_ns, ranges)
     told = np.array(model.kernel_ns)
     return Held(
@@ -73,7 +97,7 @@ def judge(fitted: Additive, ranges: dict[str, tuple[tuple[float, float], ...]], 
         family=model.family,
         kernels=len(model.kernels),
         latency_ns=model.latency_ns,
-        predicted_ns=float(kernel_ns.sum()) + fitted.run_ns,
+        predicted_ns=float(kernel_ns.sum()) + run_ns,
         kernel_sum_ns=float(np.nansum(told)) + model.unmatched_ns if np.isfinite(told).any() else float("nan"),
         noise=model.noise,
         unseen_share=sum(one.share for one in outside),
@@ -111,12 +135,11 @@ def decompose(fitted: Additive, models: Sequence[LabelledModel]) -> list[Part]:
     """Return the error of each kind of kernel, the largest contribution first."""
     sums: dict[str, list[tuple[float, float, float]]] = {}
     contributions: dict[str, list[float]] = {}
-    for model in models:
+    for model, predicted in zip(models, priced(fitted, models), strict=True):
         told = np.array(model.kernel_ns)
         known = np.isfinite(told)
         if not known.any():
             continue
-        predicted = fitted.kernel_ns(model.kernels)
         scale = model.latency_ns / max(float(told[known].sum()), 1.0)
         own: dict[str, float] = {}
         for kernel, ns, estimate in zip(model.kernels, told * scale, predicted, strict=True):

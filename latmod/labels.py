@@ -33,6 +33,8 @@ class LabelledModel(msgspec.Struct, frozen=True, kw_only=True):
     noise: float
     told_ns: float
     unmatched_ns: float
+    load_ns: float = 0.0
+    """What opening the model took, 0 where nobody knows."""
 
 
 def labelled_models(
@@ -40,7 +42,8 @@ def labelled_models(
 ) -> dict[str, list[LabelledModel]]:
     """Return by runtime the models of a data set that were measured there, with what is known of their kernels.
 
-    `correct` holds the drift correction of every runtime.
+    Those whose outputs differ from what other runtimes give are left out: what was timed is another network. `correct`
+    holds the drift correction of every runtime.
     """
     card = folder.read_card()
     told: dict[tuple[str, str], list[KernelMeasurement]] = defaultdict(list)
@@ -49,7 +52,7 @@ def labelled_models(
             told[burst.runtime, burst.model].append(burst)
     found: dict[str, list[LabelledModel]] = {runtime: [] for runtime in runtimes}
     for one in observations(folder, correct, with_features=False):
-        if one.runtime not in found:
+        if one.runtime not in found or one.parity != "ok":
             continue
         graph = read_graph(folder.graph_path(one.model))
         rules = kernel_rules(one.runtime)
@@ -66,6 +69,7 @@ def labelled_models(
                 noise=split_half(one.round_ns["min"]),
                 told_ns=told_ns,
                 unmatched_ns=unmatched_ns,
+                load_ns=one.load_ns,
             )
         )
     return found

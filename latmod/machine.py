@@ -10,6 +10,7 @@ import os
 import platform
 import resource
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -48,7 +49,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def label(self) -> str:
         """Return the machine in one phrase for a person."""
-        vector = next((flag for flag in ("avx512f", "avx2", "avx", "asimd") if flag in self.isa), "no vector unit")
+        vector = vector_unit(self.isa) or "no vector unit"
         return f"{self.cpu} ({self.cpu_family}, {vector}, {self.logical_cores} cores, {self.l3_bytes >> 20} MB L3)"
 
 
@@ -136,6 +137,11 @@ def disturbance(before: Counters, after: Counters) -> Disturbance:
         load1=round(load, 2),
         mhz=_mhz(),
     )
+
+
+def vector_unit(isa: Sequence[str]) -> str:
+    """Return the widest vector unit of an instruction set by the name of its flag, '' where there is none."""
+    return next((flag for flag in ("avx512f", "avx2", "avx", "asimd") if flag in isa), "")
 
 
 def usable_cores() -> tuple[int, ...]:

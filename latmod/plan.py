@@ -93,6 +93,7 @@ def plan_sweep(
     machine = read_machine()
     bound = max_memory_bytes or default_memory_bytes(machine)
     loaded = [load_space(path, FAMILIES) for path in spaces]
+    found = {runtime: find_runtime(runtime) for runtime in runtimes}
     models: dict[str, PlannedModel] = {}
     for space in loaded:
         for model in _models(space, limit, max_gmacs, bound):
@@ -106,10 +107,11 @@ def plan_sweep(
         latmod=__version__,
         spaces=[msgspec.to_builtins(space) for space in loaded],
         protocol=protocol,
-        runtimes={runtime: find_runtime(runtime).version() for runtime in runtimes},
+        runtimes={name: runtime.version() for name, runtime in found.items()},
         machine=machine,
         versions=read_versions(),
         models=list(models.values()),
+        tolerances={name: runtime.tolerance for name, runtime in found.items()},
     )
 
 

@@ -2,8 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import cache, cached_property
-from importlib import resources
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +17,11 @@ from latmod.domain import FAR, TOLERANCE, spread
 from latmod.drift import Correction
 from latmod.errors import PredictorError
 from latmod.features import graph_features
-from latmod.graph import Graph, read_graph
+from latmod.graph import Graph
 from latmod.inspection import inspect_graph
 from latmod.kernels import Kernel, kernels
-from latmod.kernels.columns import PHYSICAL, Columns
-from latmod.residual import NotResidual
+from latmod.kernels.columns import PHYSICAL, Columns, column_matrix
+from latmod.load_time import load_ns
 from latmod.timing import Reference
 
 if TYPE_CHECKING:
@@ -51,20 +50,60 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     machine: str
     level: str
     threads: int = 1
+    load_ms: float | None = None
+    """What opening the model takes, where the predictor knows."""
 
 
-class Query(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for one model: its features, its graph where there is one, and what is known of it beyond them.
+class Query:
+    """Ask for one model: its features or its graph, and why it is doubtful.
 
     `unknown_share` is the share of its cost that lies in unknown operators, 0 to 1; `reasons` are sentences why it is
-    out of domain that the features do not show.
+    out of domain that the features do not show. What several predictors ask of a graph is computed once, on demand.
     """
 
-    features: Mapping[str, float]
-    graph: Graph | None = None
-    model: str = ""
-    unknown_share: float = 0.0
-    reasons: tuple[str, ...] = ()
+    def __init__(
+        self,
+        *,
+        features: Mapping[str, float] | None = None,
+        graph: Graph | None = None,
+        model: str = "",
+        unknown_share: float | None = None,
+        reasons: tuple[str, ...] = (),
+    ) -> None:
+        """Keep what is known; features and the unknown share are those of the graph where they are not given."""
+        self.graph = graph
+        self.model = model
+        self.reasons = reasons
+        self._features = features
+        self._unknown_share = unknown_share
+        self._kernels: dict[tuple[str, tuple[str, ...], int], tuple[tuple[Kernel, ...], Columns]] = {}
+
+    @cached_property
+    def features(self) -> Mapping[str, float]:
+        """Return the features of the graph level."""
+        if self._features is not None or self.graph is None:
+            return self._features or {}
+        return graph_features(self.graph)
+
+    @cached_property
+    def unknown_share(self) -> float:
+        """Return the share of the cost in operators without a formula."""
+        if self._unknown_share is not None or self.graph is None:
+            return self._unknown_share or 0.0
+        return inspect_graph(self.graph).unknown_share
+
+    def kernels(self, rules: str, isa: tuple[str, ...], threads: int) -> tuple[tuple[Kernel, ...], Columns]:
+        """Return the kernels of the graph by a runtime's rules, with their columns.
+
+        Raises PredictorError where there is no graph.
+        """
+        if self.graph is None:
+            raise PredictorError("a sum over kernels predicts graphs, and was given features alone")
+        key = (rules, isa, threads)
+        if key not in self._kernels:
+            found = kernels(self.graph, rules, isa=isa, threads=threads)
+            self._kernels[key] = found, column_matrix(found)
+        return self._kernels[key]
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True, order=True):
@@ -126,7 +165,14 @@ class Predictor(ABC):
         return 1.0 / own.factor(state)
 
     def _prediction(
-        self, query: Query, latency_ms: float, factor: float, *, reasons: tuple[str, ...], unknown_share: float
+        self,
+        query: Query,
+        latency_ms: float,
+        factor: float,
+        *,
+        reasons: tuple[str, ...],
+        unknown_share: float,
+        load_ms: float | None = None,
     ) -> Prediction:
         return Prediction(
             model=query.model,
@@ -140,6 +186,7 @@ class Predictor(ABC):
             machine=self.card.machine,
             level="kernel" if isinstance(self.card, KernelCard) else "graph",
             threads=self.card.threads,
+            load_ms=load_ms,
         )
 
     @cached_property
@@ -228,19 +275,17 @@ class KernelPredictor(Predictor):
 
     def breakdown(self, query: Query) -> Breakdown:
         """Return where the time of a network goes; the last one asked for is remembered."""
-        if query.graph is None:
-            raise PredictorError(f"{self.name}: predicts graphs, and was given features alone")
-        if self._last is None or self._last[0] is not query.graph:
-            found = kernels(query.graph, self.card.rules, isa=self.card.isa, threads=self.card.threads)
-            took = self._model.kernel_ns(found)
+        if self._last is None or self._last[0] is not query:
+            found, columns = query.kernels(self.card.rules, self.card.isa, self.card.threads)
+            took = self._model.kernel_ns(found, columns)
             outside = unseen(found, took, self.card.ranges)
             told = Breakdown(
                 kernels=found, kernel_ns=tuple(took.tolist()), run_ns=self.card.run_ns, unseen=tuple(outside)
             )
-            self._last = (query.graph, told)
+            self._last = (query, told)
         return self._last[1]
 
-    _last: tuple[Graph, Breakdown] | None = None
+    _last: tuple[Query, Breakdown] | None = None
 
     def standing(self, query: Query) -> Standing:
         """A model inside counts by its interval, as with features; one outside still comes before features alone."""
@@ -256,7 +301,14 @@ class KernelPredictor(Predictor):
         never = sum(one.share for one in told.unseen if one.kind not in self.card.ranges)
         factor = float(np.exp(self.card.quantiles[share_group(told.unseen_share)]))
         latency_ms = told.latency_ns * drift / 1e6
-        return self._prediction(query, latency_ms, factor, reasons=reasons, unknown_share=never)
+        return self._prediction(
+            query,
+            latency_ms,
+            factor,
+            reasons=reasons,
+            unknown_share=never,
+            load_ms=load_ns(told.kernels, self.card.load_prices) / 1e6 if any(self.card.load_prices) else None,
+        )
 
     @cached_property
     def _model(self) -> Additive:
@@ -290,67 +342,3 @@ def load_predictor(path: Path) -> Predictor:
     content, card = read_artifact(path)
     kind = KernelPredictor if isinstance(card, KernelCard) else GraphPredictor
     return kind(content, card, str(path))
-
-
-@cache
-def reference_predictors() -> tuple[Predictor, ...]:
-    """Return the predictors that ship with the package, by file name; none is an empty tuple. Loaded once."""
-    folder = resources.files("latmod") / "predictors"
-    if not folder.is_dir():
-        return ()
-    files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".onnx")), key=lambda entry: entry.name)
-    found = []
-    for entry in files:
-        with resources.as_file(entry) as path:
-            found.append(load_predictor(path))
-    return tuple(found)
-
-
-def choose(predictors: Sequence[Predictor], query: Query) -> Predictor:
-    """Return which of several predictors for the same runtime and setting should answer for a model.
-
-    The order is that of `Standing`, so it never depends on the order of the predictors. Raises `PredictorError` for
-    none at all.
-    """
-    if not predictors:
-        raise PredictorError("no predictor for this runtime and setting; make one with `latmod fit`")
-    return min(predictors, key=lambda predictor: predictor.standing(query))
-
-
-def choose_each(predictors: Sequence[Predictor], query: Query) -> tuple[Predictor, ...]:
-    """Return one predictor per runtime and number of threads, chosen by `choose`, in the order of those."""
-    settings = sorted({(predictor.card.runtime, predictor.card.threads) for predictor in predictors})
-    return tuple(
-        choose([p for p in predictors if (p.card.runtime, p.card.threads) == setting], query) for setting in settings
-    )
-
-
-def ask(graph: Graph, model: str = "") -> Query:
-    """Return what a graph asks: its features, the share of its unknown operators, and why it is doubtful."""
-    found = inspect_graph(graph)
-    return Query(
-        features=graph_features(graph),
-        graph=graph,
-        model=model or graph.name,
-        unknown_share=found.unknown_share,
-        reasons=(found.residual.reason,) if isinstance(found.residual, NotResidual) else (),
-    )
-
-
-def predict(
-    path: Path | str,
-    *,
-    predictors: Sequence[Predictor] | None = None,
-    shapes: dict[str, tuple[int, ...]] | None = None,
-    state: Reference | None = None,
-) -> list[Prediction]:
-    """Predict an `.onnx` file, with or without weights: one answer per runtime and number of threads.
-
-    Without `predictors` those that ship are asked; `shapes` sets inputs of dynamic shape; `state` as in
-    `Predictor.predict_all`. Raises `GraphError` for a file that cannot be read, `PredictorError` without any predictor.
-    """
-    known = reference_predictors() if predictors is None else predictors
-    if not known:
-        raise PredictorError("no predictor at hand; make one with `latmod fit`")
-    query = ask(read_graph(Path(path), shapes), Path(path).name)
-    return [one.predict_all([query], state=state)[0] for one in choose_each(known, query)]

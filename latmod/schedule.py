@@ -1,7 +1,7 @@
 """Tell from a card and its log which bursts are still to be made, and what the log amounts to."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import msgspec
 
@@ -38,11 +38,15 @@ class SweepResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def pending(
-    card: Card, measurements: list[Measurement], kernels: list[KernelMeasurement] | None = None
+    card: Card,
+    measurements: list[Measurement],
+    kernels: list[KernelMeasurement] | None = None,
+    profiling: Collection[str] = (),
 ) -> Iterator[Pending]:
     """Yield the bursts still to be made, round by round: models in a new random order each, runtimes interleaved.
 
-    In the first `kernel_rounds` rounds each is followed by the one that tells per-kernel times.
+    In the first `kernel_rounds` rounds each is followed, in the `profiling` runtimes, by the one that tells per-kernel
+    times.
     """
     told = {(k.round, k.model, k.runtime) for k in kernels or ()}
     done: set[tuple[int, str, str]] = set()
@@ -65,7 +69,9 @@ def pending(
                 key = (number, model.model, runtime)
                 if key not in done and (model.model, runtime) not in dropped and (model.model, EXPORT) not in dropped:
                     yield Pending(round=number, model=model, runtime=runtime, attempt=attempts.get(key, 0))
-                if number < card.protocol.kernel_rounds and key not in told and (model.model, EXPORT) not in dropped:
+                if runtime not in profiling or number >= card.protocol.kernel_rounds or key in told:
+                    continue
+                if (model.model, EXPORT) not in dropped:
                     yield Pending(round=number, model=model, runtime=runtime, kernels=True)
 
 

@@ -23,7 +23,7 @@ from latmod.dataset import (
 from latmod.errors import DatasetError, WorkerError
 from latmod.machine import usable_cores
 from latmod.plan import default_memory_bytes, find_spaces, plan_sweep
-from latmod.runtimes import Model, Settings, installed_runtimes
+from latmod.runtimes import Model, Settings, find_runtime, installed_runtimes
 from latmod.schedule import EXPORT, Pending, SweepResult, dropped_pairs, pending, summarise
 from latmod.table import write_table
 from latmod.timing import BurstPlan, disagreement
@@ -193,9 +193,11 @@ def _export(folder: DatasetFolder, model: PlannedModel, idle: "queue.SimpleQueue
 def _measure_all(folder: DatasetFolder, card: Card, log: Logs, workers: dict[str, Worker], notify: Notify) -> Card:
     """Make the pending bursts; return the card with each engine's settings in it."""
     measurements = folder.read_measurements()
-    total = len(card.planned) * len(card.runtimes) * (card.protocol.rounds + card.protocol.kernel_rounds)
+    profiling = [name for name in card.runtimes if find_runtime(name).profiles]
+    each = len(card.runtimes) * card.protocol.rounds + len(profiling) * card.protocol.kernel_rounds
+    total = len(card.planned) * each
     start = time.monotonic()
-    todo = list(pending(card, measurements, folder.read_kernels()))
+    todo = list(pending(card, measurements, folder.read_kernels(), profiling))
     dropped: set[tuple[str, str]] = set()
     for position, one in enumerate(todo, start=1):
         if (one.model.model, one.runtime) in dropped:
@@ -287,7 +289,7 @@ def _kernel_burst(folder: DatasetFolder, card: Card, one: Pending, worker: Worke
         return msgspec.structs.replace(base, reason=str(error), wall_ns=time.perf_counter_ns() - start)
     wall_ns = time.perf_counter_ns() - start
     if not isinstance(reply, KernelReply):
-        reason = reply.reason if isinstance(reply, Failure) else "no answer"
+        reason = without_path(reply.reason, request.model) if isinstance(reply, Failure) else "no answer"
         return msgspec.structs.replace(base, reason=reason, wall_ns=wall_ns)
     return msgspec.structs.replace(
         base, status="ok", before=reply.before, after=reply.after, kernels=reply.kernels, wall_ns=wall_ns
@@ -301,12 +303,17 @@ def ask_burst(worker: Worker, request: BurstRequest, max_latency_seconds: float)
     except WorkerError as error:
         return "failed", str(error), None
     if isinstance(reply, Failure):
-        return "failed", reply.reason, None
+        return "failed", without_path(reply.reason, request.model), None
     assert isinstance(reply, BurstReply)
     if not reply.burst.samples_ns:
         took = reply.burst.warmup_ns[0] / 1e9
         return "skipped", f"one inference took {took:.1f} s, more than {max_latency_seconds:g} s", reply
     return "ok", "" if reply.finite else "the output is not finite", reply
+
+
+def without_path(reason: str, model: Model) -> str:
+    """Return what an engine said without the path of the model's graph: it belongs to this machine alone."""
+    return reason.replace(model.path, "it")
 
 
 def to_measurement(

@@ -23,7 +23,7 @@ from latmod.specs import flat_fields
 from latmod.timing import Reference, Statistic, burst_value
 
 PARITY_TOLERANCE = 1e-3
-"""Largest difference between two runtimes' outputs, relative to the largest output: float32 sums over 600 layers."""
+"""Largest difference between two runtimes' outputs, relative to the largest output, where they say nothing else."""
 
 _ROUND_STATISTICS = (Statistic.MEDIAN_OF_MINIMA, Statistic.MEAN, Statistic.P50, Statistic.P90)
 
@@ -48,7 +48,7 @@ def observations(
     measurements = folder.read_measurements()
     known = corrections(folder) if correct is None else correct
     bursts = final_bursts(measurements)
-    differing = parity_failures(measurements)
+    differing = parity_failures(measurements, card.tolerances)
     found = []
     for model in card.planned:
         measured = [name for name in card.runtimes if (model.model, name) in bursts]
@@ -69,27 +69,45 @@ def observations(
                     spec=model.spec,
                     features=features,
                     round_ns=_round_values([rounds[number] for number in sorted(rounds)], known.get(name)),
-                    parity="differs" if model.model in differing else "ok",
+                    load_ns=float(min(burst.load_ns for burst in rounds.values())),
+                    parity="differs" if (model.model, name) in differing else "ok",
                 )
             )
     return found
 
 
-def parity_failures(measurements: list[Measurement]) -> frozenset[str]:
-    """Return the models whose outputs are not finite, or differ between two runtimes by more than the tolerance."""
-    outputs: dict[str, list[tuple[float, ...]]] = {}
+def parity_failures(
+    measurements: list[Measurement], tolerances: Mapping[str, float] | None = None
+) -> frozenset[tuple[str, str]]:
+    """Return the (model, runtime) pairs whose outputs are not finite, or differ from more than half of the others'.
+
+    Two outputs differ where they are farther apart, relative to the larger one, than the looser of the two runtimes'
+    `tolerances` allows (1e-3 by default: float32 sums over 600 layers).
+    """
+    outputs: dict[str, dict[str, tuple[float, ...]]] = {}
     failed = set()
     for m in measurements:
         if m.status == "ok" and m.output:
-            outputs.setdefault(m.model, []).append(m.output)
+            outputs.setdefault(m.model, {})[m.runtime] = m.output
             if m.reason:
-                failed.add(m.model)
+                failed.add((m.model, m.runtime))
+    loose = tolerances or {}
     for model, digests in outputs.items():
-        largest = max(digest[0] for digest in digests)
-        spread = max(max(column) - min(column) for column in zip(*digests, strict=False))
-        if spread > PARITY_TOLERANCE * largest:
-            failed.add(model)
+        for name, own in digests.items():
+            others = [
+                _apart(own, digest) > max(loose.get(name, PARITY_TOLERANCE), loose.get(other, PARITY_TOLERANCE))
+                for other, digest in digests.items()
+                if other != name
+            ]
+            if 2 * sum(others) > len(others):
+                failed.add((model, name))
     return frozenset(failed)
+
+
+def _apart(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    """Return the largest difference of two digests, relative to the larger output."""
+    largest = max(one[0], other[0]) or 1.0
+    return max(abs(a - b) for a, b in zip(one, other, strict=False)) / largest
 
 
 def write_table(folder: DatasetFolder) -> Path:

@@ -100,7 +100,9 @@ def test_groups() -> None:
 
 def test_families_are_held_out_one_by_one() -> None:
     own = models(48)
-    held = leave_families_out(own)
+    folds = leave_families_out(own)
+    held = folds.held
+    assert sorted(folds.fitted) == sorted({model.family for model in own})
     assert [one.model for one in held] == [one.model for one in own]
     narrow, near, far = quantiles(held)
     assert 0.0 < narrow <= near <= far

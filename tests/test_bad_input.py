@@ -17,7 +17,7 @@ from latmod.errors import GraphError, LatmodError
 from latmod.features import graph_features
 from latmod.graph import read_graph, strip_weights
 from latmod.inspection import inspect_graph
-from latmod.predictor import predict
+from latmod.predicting import predict
 
 ONNX_DATA = Path(onnx.__file__).parent / "backend" / "test" / "data"
 

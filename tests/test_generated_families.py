@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from latmod.errors import SpecError
-from latmod.export import export_spec
+from latmod.export import export_model, export_spec
 from latmod.families import FAMILIES, GENERATED
 from latmod.families.choices import Choices
 from latmod.families.generated import GeneratedSpec
@@ -39,6 +39,27 @@ def test_the_estimate_is_what_the_exported_graph_costs(name: str, tmp_path: Path
     assert path.stat().st_size < 200_000
 
 
+@pytest.mark.parametrize("side", [96, 128, 160, 192, 224, 240, 288, 320])
+def test_early_networks_export_at_every_side(side: int, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    ops: set[str] = set()
+    for variant in (side, side + 1):
+        export_spec(FAMILIES["early"], GeneratedSpec(variant=variant, width=24, depth=4, side=side), path)
+        ops |= {node.op for node in read_graph(path).nodes}
+    assert {"Conv", "MaxPool", "Gemm"} <= ops
+
+
+def test_local_norms_are_one_operator(tmp_path: Path) -> None:
+    from latmod.families.early import LocalNorm
+
+    path = tmp_path / "norm.onnx"
+    export_model(LocalNorm(5), (1, 8, 4, 4), path)
+    (node,) = read_graph(path).nodes
+    assert (node.op, node.attributes["size"], node.attributes["alpha"]) == ("LRN", 5, pytest.approx(1e-4))
+    x = torch.rand(1, 8, 4, 4)
+    torch.testing.assert_close(LocalNorm(5)(x), torch.nn.LocalResponseNorm(5)(x))
+
+
 @pytest.mark.parametrize("name", GENERATED)
 def test_a_spec_names_one_network(name: str) -> None:
     family = FAMILIES[name]
@@ -59,7 +80,7 @@ def test_the_specs_of_another_family_are_refused() -> None:
 
 def test_the_space_of_every_family_draws() -> None:
     spaces = sorted(bundled_spaces()["kernels"].glob("*.toml"))
-    assert {path.stem for path in spaces} == {*GENERATED, "resnet"}
+    assert {load_space(path, FAMILIES).family for path in spaces} == {*GENERATED, "resnet"}
     names = [name for path in spaces for name, _ in draw(load_space(path, FAMILIES), FAMILIES)]
     assert len(set(names)) == len(names) >= 300
 

@@ -9,8 +9,10 @@ from latmod.dataset import DatasetFolder, Protocol
 from latmod.errors import DatasetError
 from latmod.fitting import by_level, write_artifact
 from latmod.kernel_findings import fit_kernel_level
+from latmod.pairs import evaluate_pairs
 from latmod.plan import plan_sweep
-from latmod.predictor import KernelPredictor, load_predictor, predict
+from latmod.predicting import predict
+from latmod.predictor import KernelPredictor, load_predictor
 from latmod.sweeping import run_sweep
 
 pytest.importorskip("torch")
@@ -70,6 +72,12 @@ def test_every_family_is_predicted_from_the_others(folder: DatasetFolder, tmp_pa
     assert answer.level == "kernel"
     assert answer.in_domain
     assert answer.low_ms < answer.latency_ms < answer.high_ms
+    related, alike = evaluate_pairs(folder, [loaded])
+    assert (related.pairs_of, related.pairs) == ("one family", 3 * 28)
+    assert 0 < alike.pairs < 24 * 23 / 2
+    assert related.coverage >= 0.8
+    assert related.false_alarms <= 0.2
+    assert 0 < related.error < related.width
 
 
 def test_data_sets_go_to_the_level_that_they_are_for(folder: DatasetFolder) -> None:

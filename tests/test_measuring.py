@@ -31,7 +31,7 @@ def test_what_a_runtime_cannot_run_is_a_row(
     monkeypatch.setenv("LATMOD_FAKE", "unsupported:.onnx")
     told: list[str] = []
     found = measure(models[:1], ["fake", "onnxruntime"], rounds=1, burst_seconds=0.01, notify=told.append)
-    assert [one.status for one in found] == ["failed: fake: no operator Conv", "ok"]
+    assert [one.status for one in found] == ["failed: fake cannot run it: no operator Conv", "ok"]
     assert "no operator Conv" in told[0]
 
 

@@ -18,17 +18,8 @@ from latmod.domain import TOLERANCE, group, observe_domain, spread
 from latmod.errors import PredictorError
 from latmod.findings import Origin
 from latmod.fitting import fit_observations, write_artifact
-from latmod.predictor import (
-    GraphPredictor,
-    KernelPredictor,
-    Prediction,
-    Query,
-    choose,
-    choose_each,
-    load_predictor,
-    predict,
-    reference_predictors,
-)
+from latmod.predicting import choose, choose_each, predict, reference_predictors
+from latmod.predictor import GraphPredictor, KernelPredictor, Prediction, Query, load_predictor
 from latmod.timing import Reference
 
 NOMINAL = Reference(conv_ns=2_000_000, copy_ns=8_000_000, dispatch_ns=1_000_000)
@@ -71,7 +62,7 @@ def with_card(content, change):
 
 def test_a_prediction_has_the_flat_names_that_the_command_line_prints(varied):
     found = varied.predict(RESNET50, model="resnet50.onnx")
-    names = "model runtime latency_ms low_ms high_ms in_domain reasons unknown_share machine level threads"
+    names = "model runtime latency_ms low_ms high_ms in_domain reasons unknown_share machine level threads load_ms"
     assert list(msgspec.structs.asdict(found)) == names.split()
     assert (found.model, found.runtime, found.level) == ("resnet50.onnx", "alpha", "graph")
     assert found.machine == "a test machine"
@@ -136,6 +127,7 @@ def test_a_missing_block_type_is_out_of_domain():
     assert domain.distance(RESNET50) >= 1.0
 
 
+@settings(deadline=None)
 @given(st.floats(0, 40), st.floats(0, 40))
 def test_intervals_only_grow_with_the_distance(a, b):
     near, far = sorted((a, b))
@@ -181,13 +173,14 @@ def test_the_reference_predictors_all_load():
 def test_those_that_add_up_kernels_grow_with_batch_and_resolution(model):
     path = Path(__file__).parents[1] / "datasets" / "zoo" / "graphs" / f"{model}.onnx"
     adding = [one for one in reference_predictors() if isinstance(one, KernelPredictor)]
-    assert {one.card.runtime for one in adding} == {"onnxruntime", "torch"}
+    assert {one.card.runtime for one in adding} >= {"onnxruntime", "torch"}
     sides = (224,) if model.startswith("vit") else (128, 224, 320)
     latencies = [
         [one.latency_ms for one in predict(path, predictors=adding, shapes={"input": (1, 3, side, side)})]
         for side in sides
     ]
-    assert latencies == sorted(latencies)
+    for by_side in zip(*latencies, strict=True):
+        assert list(by_side) == sorted(by_side)
     assert all(0.2 < one.latency_ms < 1000 for one in predict(path, predictors=adding))
 
 
@@ -214,7 +207,7 @@ BAD = {
     "card changed": lambda content: content.replace(b"a test machine", b"a best machine"),
     "checksum changed": lambda content: content[:-3] + bytes([content[-3] ^ 1]) + content[-2:],
     "appended": lambda content: content + b"\x0a\x00",
-    "other schema": lambda content: with_card(content, lambda card: card.replace('"schema":2', '"schema":99', 1)),
+    "other schema": lambda content: with_card(content, lambda card: card.replace('"schema":3', '"schema":99', 1)),
     "card no json": lambda content: with_card(content, lambda card: card[:-5]),
     "card of wrong type": lambda content: with_card(content, lambda card: card.replace('"models":60', '"models":"x"')),
 }

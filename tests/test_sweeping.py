@@ -71,6 +71,17 @@ def test_rounds_come_one_after_the_other_each_in_an_order_of_its_own(card: Card)
     assert len(orders) > 1
 
 
+def test_per_kernel_times_are_asked_of_those_that_tell_them(card: Card) -> None:
+    both = msgspec.structs.replace(
+        card,
+        runtimes={"fake": "1", "mute": "1"},
+        protocol=msgspec.structs.replace(card.protocol, kernel_rounds=1),
+    )
+    asked = [one for one in pending(both, [], [], ("fake",)) if one.kernels]
+    assert {(one.runtime, one.round) for one in asked} == {("fake", 0)}
+    assert len(asked) == len(card.planned)
+
+
 def test_a_finished_sweep_measures_nothing_when_run_again(folder: DatasetFolder, card: Card) -> None:
     sweep_quietly(folder, card)
     before = without_times(folder)
@@ -121,6 +132,7 @@ def test_what_goes_wrong_in_a_worker_is_recorded_and_the_sweep_goes_on(
     assert len(result.failed) == 1
     assert reason in result.failed[0]
     assert victim in result.failed[0]
+    assert str(folder.path) not in result.failed[0]
     assert any(reason in one.line for one in told)
     monkeypatch.delenv("LATMOD_FAKE")
     assert sum(m.status == "failed" for m in folder.read_measurements()) == 2

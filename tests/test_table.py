@@ -86,10 +86,15 @@ def test_parity_failures_are_models_whose_outputs_differ_or_are_not_finite(folde
         )
 
     measurements = [
+        burst("odd", "a", 0.5),
+        burst("odd", "b", 0.5 + 1e-5),
+        burst("odd", "c", 0.505),
         burst("same", "a", 0.5),
         burst("same", "b", 0.5 + 1e-5),
         burst("other", "a", 0.5),
         burst("other", "b", 0.51),
         burst("infinite", "a", 0.0, "the output is not finite"),
     ]
-    assert parity_failures(measurements) == {"other", "infinite"}
+    both = {("other", "a"), ("other", "b"), ("infinite", "a")}
+    assert parity_failures(measurements) == both | {("odd", "c")}
+    assert parity_failures(measurements, {"c": 0.01}) == both

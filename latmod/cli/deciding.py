@@ -9,6 +9,8 @@ import msgspec
 
 from latmod.cli.options import (
     chosen_predictors,
+    machine_option,
+    of_threads,
     output_options,
     parse_shapes,
     predictor_option,
@@ -25,6 +27,7 @@ from latmod.report import Format, Row, percent, render, significant
 if TYPE_CHECKING:
     from latmod.comparing import Contender, Fit
     from latmod.differing import Difference
+    from latmod.machine import Machine
     from latmod.predictor import Predictor
 
 EXIT_SLOWER = 5
@@ -34,6 +37,7 @@ EXIT_SLOWER = 5
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MODEL.onnx...")
 @predictor_option
 @runtime_option
+@machine_option
 @shape_option
 @threads_option
 @click.option("--measure", "measured", is_flag=True, help="Also measure, in the runtimes that are installed.")
@@ -42,6 +46,7 @@ def compare(
     models: tuple[Path, ...],
     predictors: tuple[Path, ...],
     runtimes: tuple[str, ...],
+    machine: str,
     shapes: tuple[str, ...],
     threads: int,
     measured: bool,
@@ -55,9 +60,10 @@ def compare(
     latmod compare mobilenet.onnx --measure
     """
     from latmod.comparing import compare as compare_one
-    from latmod.predictor import predict
+    from latmod.machine import read_machine
+    from latmod.predicting import predict
 
-    known = _of_threads(chosen_predictors(predictors, runtimes), threads)
+    known = _comparable(chosen_predictors(predictors, runtimes, machine), threads, read_machine())
     found: list[Contender] = []
     for path in models:
         found += compare_one(predict(path, predictors=known, shapes=parse_shapes(shapes)))
@@ -76,6 +82,7 @@ def compare(
 )  # fmt: skip
 @predictor_option
 @runtime_option
+@machine_option
 @shape_option
 @threads_option
 @output_options
@@ -85,6 +92,7 @@ def plan(
     confidence: float,
     predictors: tuple[Path, ...],
     runtimes: tuple[str, ...],
+    machine: str,
     shapes: tuple[str, ...],
     threads: int,
     style: str,
@@ -96,12 +104,13 @@ def plan(
     latmod plan models/ --budget-ms 20
     """
     from latmod.comparing import meets_budget
-    from latmod.predictor import predict
+    from latmod.machine import read_machine
+    from latmod.predicting import predict
 
     files = sorted(folder.glob("*.onnx")) if folder.is_dir() else []
     if not files:
         raise LatmodError(f"{folder}: no folder with .onnx files in it")
-    known = _of_threads(chosen_predictors(predictors, runtimes), threads)
+    known = _comparable(chosen_predictors(predictors, runtimes, machine), threads, read_machine())
     found: list[Fit] = []
     failed = 0
     for path in files:
@@ -127,6 +136,7 @@ def plan(
 @click.argument("new", type=click.Path(path_type=Path), metavar="NEW.onnx")
 @predictor_option
 @runtime_option
+@machine_option
 @shape_option
 @threads_option
 @click.option("--fail-over", default="10%", show_default=True, metavar="PERCENT", help="Slow-down that fails.")
@@ -137,6 +147,7 @@ def diff(
     new: Path,
     predictors: tuple[Path, ...],
     runtimes: tuple[str, ...],
+    machine: str,
     shapes: tuple[str, ...],
     threads: int,
     fail_over: str,
@@ -153,10 +164,11 @@ def diff(
     """
     from latmod.differing import difference
     from latmod.graph import read_graph
-    from latmod.predictor import KernelPredictor, ask
+    from latmod.predicting import ask
+    from latmod.predictor import KernelPredictor
 
     limit = _fraction(fail_over)
-    known = _of_threads(chosen_predictors(predictors, runtimes), threads)
+    known = _comparable(chosen_predictors(predictors, runtimes, machine), threads)
     able = [one for one in known if isinstance(one, KernelPredictor)]
     if not able:
         raise LatmodError("no predictor at hand adds up kernels; make one with `latmod fit --level kernel`")
@@ -172,12 +184,16 @@ def diff(
         sys.exit(EXIT_SLOWER)
 
 
-def _of_threads(known: "tuple[Predictor, ...]", threads: int) -> "tuple[Predictor, ...]":
-    kept = tuple(one for one in known if one.card.threads == threads)
-    if not kept:
-        have = ", ".join(map(str, sorted({one.card.threads for one in known})))
-        raise LatmodError(f"no predictor for {threads} threads; there are some for {have}")
-    return kept
+def _comparable(known: "tuple[Predictor, ...]", threads: int, here: "Machine | None" = None) -> "tuple[Predictor, ...]":
+    """Keep the predictors for a number of threads on one machine; say so where this one has fewer runtimes' ones."""
+    from latmod.predicting import of_one_machine
+
+    kept = of_threads(known, threads)
+    chosen = of_one_machine(kept, here)
+    own = sorted({one.card.runtime for one in kept if here is not None and one.card.machine_id == here.id})
+    if own and here is not None and chosen[0].card.machine_id != here.id:
+        click.echo(f"note: for this machine there are only {', '.join(own)}: --machine {here.id}", err=True)
+    return chosen
 
 
 def _fields(one: "Contender | Fit") -> dict[str, str | float | bool | None]:
@@ -197,7 +213,7 @@ def _with_measured(
                       notify=lambda line: click.echo(line, err=True))  # fmt: skip
     told = {(one.model, one.runtime): one for one in answers}
     return [
-        msgspec.structs.replace(one, measured_ms=truth.latency_ms, load_ms=truth.load_ms)
+        msgspec.structs.replace(one, measured_ms=truth.latency_ms, measured_load_ms=truth.load_ms)
         if (truth := told.get((Path(one.model).stem, one.runtime)))
         else one
         for one in found
@@ -212,10 +228,11 @@ def _contender_row(one: "Contender", measured: bool) -> Row:
         "90 % interval": f"{significant(one.low_ms)} .. {significant(one.high_ms)}",
         "speed-up": None if one.speedup is None else f"{one.speedup:.2f}x",
         "is fastest": percent(one.fastest, 0),
+        "load_ms": one.load_ms,
         "in domain": one.in_domain,
     }
     if measured:
-        row |= {"measured_ms": one.measured_ms, "load_ms": one.load_ms}
+        row |= {"measured_ms": one.measured_ms, "measured load_ms": one.measured_load_ms}
     return row
 
 

@@ -1,6 +1,8 @@
 """The commands that judge: fit, evaluate, repeat."""
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -8,6 +10,9 @@ import msgspec
 from latmod.cli.options import chosen_predictors, output_options, predictor_option, runtime_option, write, write_rows
 from latmod.errors import LatmodError
 from latmod.report import Format, percent
+
+if TYPE_CHECKING:
+    from latmod.kernel_findings import KernelReport
 
 _FRACTIONS = frozenset(
     {
@@ -24,6 +29,8 @@ _FRACTIONS = frozenset(
         "right",
         "regret",
         "worst_regret",
+        "alone",
+        "false_alarms",
     }
 )
 
@@ -51,6 +58,9 @@ _FRACTIONS = frozenset(
     show_default=True,
     help="Sum over kernels or features of the graph; auto: kernels where a data set has their times.",
 )
+@click.option(
+    "--totals-only", is_flag=True, help="Forget per-kernel times; fit sums over kernels to whole latencies alone."
+)
 @click.option("--summary", is_flag=True, help="Print one short table instead of every regressor's scores.")
 @output_options
 def fit(
@@ -62,6 +72,7 @@ def fit(
     regressors: tuple[str, ...],
     split_seeds: int,
     level: str,
+    totals_only: bool,
     summary: bool,
     style: str,
     output: str,
@@ -74,7 +85,7 @@ def fit(
     """
     from latmod.cli.fit_text import full_text, kernel_text, summary_text
     from latmod.dataset import DatasetFolder
-    from latmod.fitting import by_level, write_artifact
+    from latmod.fitting import by_level, by_machine, write_artifact
     from latmod.fitting import fit as fit_folders
     from latmod.kernel_findings import fit_kernel_level
     from latmod.timing import Statistic
@@ -87,7 +98,9 @@ def fit(
         graph_sets, runtimes=runtimes, statistic=Statistic(statistic), seed=seed, regressors=regressors,
         split_seeds=split_seeds,
     )  # fmt: skip
-    sums = fit_kernel_level(kernel_sets, runtimes=runtimes, seed=seed) if kernel_sets else []
+    sums: list[KernelReport] = []
+    for own in by_machine(kernel_sets):
+        sums += fit_kernel_level(own, runtimes=runtimes, seed=seed, totals_only=totals_only, near=sums)
     artifacts = [artifact for report in reports for artifact in report.artifacts] + [one.artifact for one in sums]
     written = [write_artifact(artifact, out) for artifact in artifacts]
     if style in ("json", "csv"):
@@ -141,6 +154,7 @@ def repeat(first: Path, again: Path, style: str, output: str) -> None:
     help="Also show the baselines, fitted to these data sets.",
 )
 @click.option("--summary", is_flag=True, help="Print scores, over all and family by family, not every network.")
+@click.option("--pairs", "by_pair", is_flag=True, help="Print how well differences between networks are told.")
 @click.option("--picks", "by_pick", is_flag=True, help="Print how often the runtime that is told to be fastest is.")
 @output_options
 def evaluate(
@@ -150,6 +164,7 @@ def evaluate(
     level: str,
     training: tuple[Path, ...],
     summary: bool,
+    by_pair: bool,
     by_pick: bool,
     style: str,
     output: str,
@@ -162,10 +177,14 @@ def evaluate(
     from latmod.dataset import DatasetFolder
     from latmod.evaluating import LEVELS, evaluate_baselines, evaluate_told, picks, summarise
     from latmod.evaluating import evaluate as evaluate_one
+    from latmod.pairs import evaluate_pairs
     from latmod.predictor import KernelPredictor
 
     known = chosen_predictors(predictors, runtimes)
     folders = [DatasetFolder(path) for path in datasets]
+    if by_pair:
+        _write_fractions([one for folder in folders for one in evaluate_pairs(folder, known)], style, output)
+        return
     there = {"kernel" if isinstance(one, KernelPredictor) else "graph" for one in known} | {"best"}
     levels = [name for name in LEVELS if name in there] if level == "all" else [level]
     verdicts = [one for folder in folders for name in levels for one in evaluate_one(folder, known, name)]
@@ -177,11 +196,16 @@ def evaluate(
         found = [one for folder in folders for one in evaluate_baselines(folder, seen, known)]
         verdicts += [one for one in found if not runtimes or one.runtime in runtimes]
     told = picks(verdicts) if by_pick else summarise(verdicts) if summary else verdicts
+    hidden = {"macs"} | ({"level"} if not (summary or by_pick) and level == "best" and not training else set())
+    _write_fractions(told, style, output, hidden)
+
+
+def _write_fractions(told: Sequence[msgspec.Struct], style: str, output: str, hidden: Collection[str] = ()) -> None:
+    """Write records; for people with their fractions in per cent and without the `hidden` fields."""
     rows = [msgspec.to_builtins(one) for one in told]
     for row in rows if style in ("table", "md") else []:
-        if not (summary or by_pick) and level == "best" and not training:
-            del row["level"]
-        row.pop("macs", None)
+        for name in hidden:
+            row.pop(name, None)
         for name in _FRACTIONS & row.keys():
             row[name] = percent(row[name], 2 if name in ("noise", "noise_floor") else 1)
     write_rows(rows, style, output)

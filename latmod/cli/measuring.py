@@ -216,6 +216,7 @@ def runtimes(style: str, output: str) -> None:
                 "version": version,
                 "installed": bool(version),
                 "extra": install,
+                "source": runtime.source,
                 "kernels": runtime.profiles,
             }
         )

@@ -53,6 +53,10 @@ predictor_option = click.option(
     type=click.Path(path_type=Path),
     help="Predictor file or folder (default: those that ship).",
 )
+machine_option = click.option(
+    "--machine", default="", metavar="ID",
+    help="Machine whose predictors to use: its id, or words that only its description has (default: one like this).",
+)  # fmt: skip
 threads_option = click.option(
     "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads per inference."
 )
@@ -93,9 +97,13 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def chosen_predictors(paths: Sequence[Path], runtimes: Sequence[str]) -> tuple["Predictor", ...]:
-    """Load the named predictors, or those that ship; keep those for the named runtimes. Raises LatmodError for none."""
-    from latmod.predictor import load_predictor, reference_predictors
+def chosen_predictors(paths: Sequence[Path], runtimes: Sequence[str], machine: str = "") -> tuple["Predictor", ...]:
+    """Load the named predictors, or those that ship; keep those for the named runtimes and machine.
+
+    Raises LatmodError where none is left.
+    """
+    from latmod.predicting import on_machine, reference_predictors
+    from latmod.predictor import load_predictor
 
     files = [file for path in paths for file in (sorted(path.glob("*.onnx")) if path.is_dir() else [path])]
     known = tuple(load_predictor(file) for file in files) if paths else reference_predictors()
@@ -105,4 +113,13 @@ def chosen_predictors(paths: Sequence[Path], runtimes: Sequence[str]) -> tuple["
         raise LatmodError(
             f"no predictor for {', '.join(runtimes) or 'any runtime'}; there are: {have} (see `latmod fit`)"
         )
+    return on_machine(kept, machine) if machine else kept
+
+
+def of_threads(known: "tuple[Predictor, ...]", threads: int) -> "tuple[Predictor, ...]":
+    """Keep the predictors for a number of threads; raise LatmodError where there is none."""
+    kept = tuple(one for one in known if one.card.threads == threads)
+    if not kept:
+        have = ", ".join(map(str, sorted({one.card.threads for one in known})))
+        raise LatmodError(f"no predictor for {threads} threads; there are some for {have}")
     return kept

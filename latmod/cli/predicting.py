@@ -10,6 +10,8 @@ import msgspec
 
 from latmod.cli.options import (
     chosen_predictors,
+    machine_option,
+    of_threads,
     output_options,
     parse_shapes,
     predictor_option,
@@ -33,7 +35,9 @@ _BAR = 30
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MODEL.onnx...")
 @predictor_option
 @runtime_option
+@machine_option
 @shape_option
+@click.option("--threads", type=click.IntRange(1), help="Threads per inference (default: all there are answers for).")
 @click.option(
     "--here", is_flag=True, help="Spend two seconds on the reference load; predict for the machine's state now."
 )
@@ -44,7 +48,9 @@ def predict(
     models: tuple[Path, ...],
     predictors: tuple[Path, ...],
     runtimes: tuple[str, ...],
+    machine: str,
     shapes: tuple[str, ...],
+    threads: int | None,
     here: bool,
     by_kernel: bool,
     strict: bool,
@@ -58,9 +64,15 @@ def predict(
     latmod predict *.onnx --format csv -o latencies.csv
     latmod predict resnet50.onnx --runtime onnxruntime --kernels
     """
-    from latmod.predictor import predict as predict_one
+    from latmod.machine import read_machine
+    from latmod.predicting import nearest
+    from latmod.predicting import predict as predict_one
 
-    known = chosen_predictors(predictors, runtimes)
+    known = chosen_predictors(predictors, runtimes, machine)
+    if not predictors and not machine:
+        known = nearest(known, read_machine())
+    if threads:
+        known = of_threads(known, threads)
     if by_kernel:
         _predict_kernels(models, known, parse_shapes(shapes), style, output)
         return
@@ -155,7 +167,8 @@ def _predict_kernels(
 ) -> None:
     """Show where the time of each model goes, the kernels that take most first, in every runtime that can tell."""
     from latmod.graph import read_graph
-    from latmod.predictor import KernelPredictor, ask, choose_each
+    from latmod.predicting import ask, choose_each
+    from latmod.predictor import KernelPredictor
 
     able = [one for one in known if isinstance(one, KernelPredictor)]
     if not able:

@@ -9,6 +9,7 @@ from latmod.families.resnet import ResNet
 
 GENERATED = (
     "dense",
+    "early",
     "grouped",
     "inception",
     "largekernel",

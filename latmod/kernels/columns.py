@@ -61,6 +61,16 @@ def column_matrix(kernels: Sequence[Kernel]) -> Columns:
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
+def stacked(networks: Sequence[Sequence[Kernel]]) -> tuple[list[Kernel], Columns, NDArray[np.int64]]:
+    """Return the kernels of several networks in one list, their columns, and where each network but the first begins.
+
+    Trees are asked for all of them at once: what a call costs is more than what some hundred rows do.
+    """
+    ends = np.cumsum([len(kernels) for kernels in networks])
+    columns = np.concatenate([column_matrix(kernels) for kernels in networks])
+    return [kernel for kernels in networks for kernel in kernels], columns, ends[:-1]
+
+
 def physical_part(columns: Columns) -> Floats:
     """Return the physical quantities among the columns, float64 [kernels, len(PHYSICAL)]."""
     first = len(FIELDS)

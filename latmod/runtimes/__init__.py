@@ -78,6 +78,10 @@ class Runtime(Protocol):
     """The extra of latmod that installs the engine, empty where the core has it."""
     rules: str
     """The runtime whose kernel rules (`latmod.kernels`) say what this one makes of a graph, its own name or another."""
+    source: str
+    """How it gets its model, in a few words for people."""
+    tolerance: float
+    """Largest difference of its outputs from another runtime's, relative to the largest output, that rounding makes."""
     profiles: bool
     """Whether sessions that are opened with `Settings.profile` can tell per-kernel times (`ProfilingSession`)."""
     simulated_clock: Callable[[], int] | None

@@ -26,6 +26,8 @@ class Ncnn:
     name = "ncnn"
     extra = "ncnn"
     rules = "onnxruntime"
+    source = "the .onnx file, converted by pnnx"
+    tolerance = 1e-3
     # It has no profiler; extracting blob after blob disturbs what it measures by 30 %.
     profiles = False
     simulated_clock = None

@@ -19,6 +19,8 @@ class OpenVino:
     name = "openvino"
     extra = "openvino"
     rules = "onnxruntime"
+    source = "the .onnx file, compiled"
+    tolerance = 1e-3
     # Its counters are a running average over all runs of a request, under names of its own.
     profiles = False
     simulated_clock = None

@@ -28,6 +28,8 @@ class Torch:
     name = "torch"
     extra = "torch"
     rules = "torch"
+    source = "a family's own module, or the graph converted by onnx2torch"
+    tolerance = 1e-3
     profiles = True
     simulated_clock = None
 

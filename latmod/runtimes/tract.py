@@ -16,6 +16,8 @@ class Tract:
     name = "tract"
     extra = "tract"
     rules = "onnxruntime"
+    source = "the .onnx file"
+    tolerance = 1e-3
     # It has a profile, which takes 5 s whatever the model.
     profiles = False
     simulated_clock = None

@@ -24,8 +24,8 @@ from latmod.runtimes import (
 )
 
 ENGINES = {
-    "fake": "numpy", "onnxruntime": "onnxruntime", "torch": "torch", "openvino": "openvino", "mnn": "MNN",
-    "ncnn": "ncnn", "tract": "tract",
+    "fake": "numpy", "onnxruntime": "onnxruntime", "torch": "torch",
+    "openvino": "openvino", "mnn": "MNN", "ncnn": "ncnn", "tract": "tract",
 }  # fmt: skip
 """The runtimes, and the module that is there where the engine is installed."""
 NAMES = tuple(ENGINES)
@@ -34,8 +34,6 @@ REAL = tuple(
     for name, module in ENGINES.items()
     if name != "fake"
 )
-# Relative to the largest output. MNN's Winograd convolutions round more.
-TOLERANCE = {"mnn": 1e-2}
 
 
 @pytest.fixture(params=NAMES)
@@ -83,6 +81,8 @@ def test_a_runtime_says_what_it_is(runtime: Runtime) -> None:
     assert runtime.name in NAMES
     assert runtime.version()
     assert isinstance(runtime.profiles, bool)
+    assert runtime.source
+    assert 0 < runtime.tolerance <= 1e-2
 
 
 def test_it_infers_and_gives_the_same_outputs_again(runtime: Runtime, model: Model, inputs: list[Inputs]) -> None:
@@ -143,7 +143,7 @@ def test_parity_on_a_real_network(name: str) -> None:
     want, got = (first_output(runtimes[one], Model(path=str(path)), images) for one in ("onnxruntime", name))
     assert got.size == want.size
     np.testing.assert_allclose(
-        got.reshape(want.shape), want, rtol=1e-3, atol=TOLERANCE.get(name, 1e-4) * float(np.abs(want).max())
+        got.reshape(want.shape), want, rtol=1e-3, atol=runtimes[name].tolerance * float(np.abs(want).max())
     )
 
 

@@ -79,7 +79,7 @@ def test_predictions_come_in_every_format(predictors: Path, graph: Path, tmp_pat
     found = latmod("predict", graph, "--predictor", predictors, "--format", "json")
     assert found.returncode == 0, found.stderr
     (one,) = json.loads(found.stdout)
-    names = "model runtime latency_ms low_ms high_ms in_domain reasons unknown_share machine level threads"
+    names = "model runtime latency_ms low_ms high_ms in_domain reasons unknown_share machine level threads load_ms"
     assert list(one) == names.split()
     assert one["low_ms"] < one["latency_ms"] < one["high_ms"]
     assert one["runtime"] == "fake"
@@ -127,7 +127,7 @@ def test_inspect_prints_totals_that_are_the_sum_of_its_rows(graph: Path) -> None
 
 def test_runtimes_are_listed() -> None:
     rows = json.loads(latmod("runtimes", "--format", "json").stdout)
-    assert {"name", "version", "installed", "extra", "kernels"} <= set(rows[0])
+    assert {"name", "version", "installed", "extra", "source", "kernels"} <= set(rows[0])
     assert {"onnxruntime", "torch", "fake"} <= {row["name"] for row in rows}
 
 

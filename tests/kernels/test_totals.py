@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from latmod.additive import Additive, Rates
-from latmod.kernel_fitting import PRIOR, apportioned, fit_sum
 from latmod.kernels import FIELDS, Kernel
 from latmod.kernels.columns import PHYSICAL
 from latmod.labels import LabelledModel
+from latmod.total_fitting import PRIOR, apportioned, fit_sum, scaled, without_kernels
 
 pytest.importorskip("sklearn")
 
@@ -62,3 +62,34 @@ def test_prices_are_found_from_whole_latencies(models: list[LabelledModel]) -> N
     assert np.mean(errors) < 0.05
     rough = [abs(PRIOR.latency_ns(model.kernels) / model.latency_ns - 1.0) for model in models[90:]]
     assert np.mean(rough) > 5 * np.mean(errors)
+
+
+def test_prices_of_another_engine_are_brought_to_the_latencies_by_a_factor_per_kind(
+    models: list[LabelledModel],
+) -> None:
+    factors = {"Conv 3x3": 3.0, "Relu": 0.5}
+    slower = [
+        msgspec.structs.replace(
+            model,
+            latency_ns=float(
+                sum(
+                    ns * factors[k.kind]
+                    for k, ns in zip(model.kernels, true_prices().kernel_ns(model.kernels), strict=True)
+                )
+            ),
+        )
+        for model in models
+    ]
+    found = scaled(true_prices(), slower)
+    assert found.factors == pytest.approx(factors, rel=0.15)  # drawn to each other
+    fitted = fit_sum(slower[:90], near=true_prices())
+    errors = [abs(fitted.latency_ns(model.kernels) / model.latency_ns - 1.0) for model in slower[90:]]
+    assert np.mean(errors) < 0.05
+
+
+def test_what_was_told_can_be_forgotten(models: list[LabelledModel]) -> None:
+    told = apportioned(models, PRIOR)
+    assert all(np.isfinite(model.told_ns) for model in told)
+    forgotten = without_kernels(told)
+    assert not any(np.isfinite(model.told_ns) for model in forgotten)
+    assert [len(model.kernel_ns) for model in forgotten] == [len(model.kernels) for model in models]

@@ -37,6 +37,8 @@ class Fake:
     name = "fake"
     extra = "fake"
     rules = "torch"
+    source = "the graph"
+    tolerance = 1e-3
     profiles = True
 
     def __init__(self) -> None:
@@ -104,6 +106,6 @@ def misbehave(model: Model) -> None:
             hog = [bytearray(64 << 20) for _ in range(10_000)]
             raise AssertionError(len(hog))
         case "unsupported":
-            raise UnsupportedModelError("fake: no operator Conv")
+            raise UnsupportedModelError(f"fake cannot run {model.path}: no operator Conv")
         case "slow":
             time.sleep(0.2)

@@ -1,0 +1,141 @@
+"""Predict an `.onnx` file: ask the predictors that fit it best, those that ship by default."""
+
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from latmod.errors import MachineError, PredictorError
+from latmod.graph import Graph, read_graph
+from latmod.machine import Machine, read_machine, vector_unit
+from latmod.predictor import KernelPredictor, Prediction, Predictor, Query, load_predictor
+from latmod.residual import NotResidual, residual_shape
+from latmod.timing import Reference
+
+
+@cache
+def reference_predictors() -> tuple[Predictor, ...]:
+    """Return the predictors that ship with the package, by file name; none is an empty tuple. Loaded once."""
+    folder = resources.files("latmod") / "predictors"
+    if not folder.is_dir():
+        return ()
+    files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".onnx")), key=lambda entry: entry.name)
+    found = []
+    for entry in files:
+        with resources.as_file(entry) as path:
+            found.append(load_predictor(path))
+    return tuple(found)
+
+
+def nearest(predictors: Sequence[Predictor], here: Machine) -> tuple[Predictor, ...]:
+    """Keep for each runtime and number of threads the predictors of the machine that is most like this one."""
+    kept: list[Predictor] = []
+    for own in _by_setting(predictors).values():
+        best = min(_likeness(one, here) for one in own)
+        kept += [one for one in own if _likeness(one, here) == best]
+    return tuple(kept)
+
+
+def of_one_machine(predictors: Sequence[Predictor], here: Machine | None = None) -> tuple[Predictor, ...]:
+    """Keep the predictors of one machine, so that runtimes can be compared: that with the most runtimes.
+
+    Among several such the one most like `here`; without that the answer is the same on every machine.
+    """
+    machines: dict[str, list[Predictor]] = {}
+    for one in predictors:
+        machines.setdefault(one.card.machine_id, []).append(one)
+
+    def rank(own: Sequence[Predictor]) -> tuple[int, tuple[bool, bool, bool, str]]:
+        likeness = _likeness(own[0], here) if here is not None else (True, True, True, own[0].card.machine_id)
+        return -len({one.card.runtime for one in own}), likeness
+
+    if not machines:
+        return ()
+    best = min(machines.values(), key=rank)
+    return tuple(best)
+
+
+def on_machine(predictors: Sequence[Predictor], machine: str) -> tuple[Predictor, ...]:
+    """Keep the predictors of machines whose id is `machine`, or whose description holds it; `all` keeps all.
+
+    Raises MachineError where there is none, or, with another word than `all`, where there are several machines.
+    """
+    if machine == "all":
+        return tuple(predictors)
+    kept = [one for one in predictors if one.card.machine_id == machine or machine in one.card.machine]
+    found = sorted({f"{one.card.machine_id} is {one.card.machine}" for one in kept or predictors})
+    if len({one.card.machine_id for one in kept}) != 1:
+        what = "fits several machines" if kept else "fits none of the machines"
+        raise MachineError(f"--machine {machine}: {what} that predictors are for: {'; '.join(found)}")
+    return tuple(kept)
+
+
+def _likeness(predictor: Predictor, here: Machine) -> tuple[bool, bool, bool, str]:
+    """Rank a predictor's machine by how much it is like another, the smaller the more alike."""
+    card = predictor.card
+    return (
+        card.machine_id != here.id,
+        card.machine != here.label,
+        vector_unit(card.isa) != vector_unit(here.isa),
+        card.machine_id,
+    )
+
+
+def _by_setting(predictors: Sequence[Predictor]) -> dict[tuple[str, int], list[Predictor]]:
+    found: dict[tuple[str, int], list[Predictor]] = {}
+    for one in sorted(predictors, key=lambda one: (one.card.runtime, one.card.threads)):
+        found.setdefault((one.card.runtime, one.card.threads), []).append(one)
+    return found
+
+
+def choose(predictors: Sequence[Predictor], query: Query) -> Predictor:
+    """Return which of several predictors for the same machine, runtime and setting should answer for a model.
+
+    The order is that of `Standing`, so it never depends on the order of the predictors. Raises `PredictorError` for
+    none at all.
+    """
+    if not predictors:
+        raise PredictorError("no predictor for this runtime and setting; make one with `latmod fit`")
+    adding = [one for one in predictors if isinstance(one, KernelPredictor)]
+    # Features alone are never fitter for what is no residual network, and cost as much as all the rest.
+    able = adding if adding and query.reasons else predictors
+    return min(able, key=lambda predictor: predictor.standing(query)) if len(able) > 1 else able[0]
+
+
+def choose_each(predictors: Sequence[Predictor], query: Query) -> tuple[Predictor, ...]:
+    """Return one predictor per runtime, number of threads and machine, chosen by `choose`, in the order of those."""
+    found = []
+    for own in _by_setting(predictors).values():
+        machines = sorted({one.card.machine_id for one in own})
+        found += [choose([one for one in own if one.card.machine_id == machine], query) for machine in machines]
+    return tuple(found)
+
+
+def ask(graph: Graph, model: str = "") -> Query:
+    """Return what a graph asks: what predictors want to know of it, and why it is doubtful."""
+    residual = residual_shape(graph)
+    return Query(
+        graph=graph,
+        model=model or graph.name,
+        reasons=(residual.reason,) if isinstance(residual, NotResidual) else (),
+    )
+
+
+def predict(
+    path: Path | str,
+    *,
+    predictors: Sequence[Predictor] | None = None,
+    shapes: dict[str, tuple[int, ...]] | None = None,
+    state: Reference | None = None,
+) -> list[Prediction]:
+    """Predict an `.onnx` file, with or without weights: one answer per runtime and number of threads.
+
+    Without `predictors` those that ship are asked, of the machine most like this one; `shapes` sets inputs of dynamic
+    shape; `state` as in `Predictor.predict_all`. Raises `GraphError` for a file that cannot be read, `PredictorError`
+    without any predictor.
+    """
+    known = nearest(reference_predictors(), read_machine()) if predictors is None else predictors
+    if not known:
+        raise PredictorError("no predictor at hand; make one with `latmod fit`")
+    query = ask(read_graph(Path(path), shapes), Path(path).name)
+    return [one.predict_all([query], state=state)[0] for one in choose_each(known, query)]

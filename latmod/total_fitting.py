@@ -1,0 +1,128 @@
+"""Fit the additive model to whole latencies alone, for engines that tell nothing of their kernels.
+
+In turns (expectation maximisation): each kernel is given its part of its network's latency, as the prices so far have
+it, and prices are fitted to these parts. What starts the turns are the prices of an engine with the same kernels that
+did tell, brought to the whole latencies by one factor per kind; or rough ones of any engine.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from latmod.additive import GROUPS, OTHER, Additive, Rates
+from latmod.kernel_fitting import calibrated, fit_additive
+from latmod.kernels import Kernel
+from latmod.kernels.columns import PHYSICAL, Columns, stacked
+from latmod.labels import LabelledModel
+
+Floats = NDArray[np.float64]
+
+_ROUGH_TURNS, _TURNS = 3, 2
+"""Turns with rates alone, where the start is rough, and with all of the model; more change little."""
+
+_TREES = 150
+"""Parts of whole latencies are no more precise than that."""
+
+_PULL = 1.0
+"""How strongly the factor of a kind is drawn to that of all kinds, in networks that it makes up alone."""
+_MOST = 10.0
+
+PRIOR = Additive(
+    rates=Rates(
+        kinds=(OTHER,),
+        rates=(tuple({"one": 2000.0, "macs": 0.02, "bytes_in": 0.1, "bytes_out": 0.1}.get(n, 0.0) for n in PHYSICAL),),
+    ),
+    residuals=(None,) * len(GROUPS),
+    scales=(1.0,) * len(GROUPS),
+    call_ns=0.0,
+    run_ns=0.0,
+)
+"""Rough prices of any engine on any server core: 50 GMACs and 10 GB a second, 2 us a call."""
+
+
+class Prices(Protocol):
+    """Tell what kernels take."""
+
+    def kernel_ns(self, kernels: Sequence[Kernel], columns: Columns | None = None) -> Floats:
+        """Return what each kernel takes, in ns; `columns` are theirs, of one network where not given."""
+
+
+class Scaled(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold the prices of another engine, times one factor per kind of kernel."""
+
+    other: Additive
+    factors: dict[str, float]
+    common: float
+    """The factor of a kind that was never seen."""
+
+    def kernel_ns(self, kernels: Sequence[Kernel], columns: Columns | None = None) -> Floats:
+        """Return what each kernel takes."""
+        factors = np.array([self.factors.get(kernel.kind, self.common) for kernel in kernels])
+        return np.asarray(self.other.kernel_ns(kernels, columns) * factors)
+
+
+def fit_sum(models: Sequence[LabelledModel], seed: int = 0, near: Additive | None = None) -> Additive:
+    """Fit the additive model to what the engine told of its kernels; to whole latencies where it told nothing.
+
+    `near` are prices that were fitted to an engine of the same kernel rules, to start from.
+    """
+    if any(np.isfinite(model.told_ns) for model in models):
+        return fit_additive(models, seed)
+    prices: Prices
+    if near is not None:
+        prices = scaled(near, models)
+    else:
+        prices = calibrated(PRIOR, models)
+        for _ in range(_ROUGH_TURNS):
+            prices = fit_additive(apportioned(models, prices), seed, trees=0)
+    fitted = PRIOR
+    for _ in range(_TURNS):
+        prices = fitted = fit_additive(apportioned(models, prices), seed, trees=_TREES)
+    return fitted
+
+
+def without_kernels(models: Sequence[LabelledModel]) -> list[LabelledModel]:
+    """Return the models as if the engine had told nothing of its kernels."""
+    nothing = float("nan")
+    return [
+        msgspec.structs.replace(model, kernel_ns=(nothing,) * len(model.kernels), told_ns=nothing, unmatched_ns=nothing)
+        for model in models
+    ]
+
+
+def apportioned(models: Sequence[LabelledModel], prices: Prices) -> list[LabelledModel]:
+    """Return the models with each kernel's part of the whole latency, in proportion to prices, as if it were told."""
+    found = []
+    kernels, columns, starts = stacked([model.kernels for model in models])
+    for model, parts in zip(models, np.split(prices.kernel_ns(kernels, columns), starts), strict=True):
+        parts = parts * (model.latency_ns / parts.sum())
+        found.append(
+            msgspec.structs.replace(model, kernel_ns=tuple(parts.tolist()), told_ns=model.latency_ns, unmatched_ns=0.0)
+        )
+    return found
+
+
+def scaled(other: Additive, models: Sequence[LabelledModel]) -> Scaled:
+    """Fit one factor per kind to whole latencies, on relative error; all are drawn to a common one."""
+    from scipy.optimize import lsq_linear  # type: ignore[import-untyped]
+
+    kinds = sorted({kernel.kind for model in models for kernel in model.kernels})
+    places = {kind: place for place, kind in enumerate(kinds)}
+    x = np.zeros((len(models), len(kinds)))
+    kernels, columns, starts = stacked([model.kernels for model in models])
+    for row, (model, parts) in enumerate(zip(models, np.split(other.kernel_ns(kernels, columns), starts), strict=True)):
+        own = np.array([places[kernel.kind] for kernel in model.kernels])
+        np.add.at(x[row], own, parts / model.latency_ns)
+    common = float(1.0 / np.median(x.sum(axis=1)))
+    x *= common
+    left = np.concatenate([x, np.sqrt(_PULL) * np.eye(len(kinds))])
+    right = np.concatenate([np.ones(len(models)), np.full(len(kinds), np.sqrt(_PULL))])
+    factors = lsq_linear(left, right, bounds=(1.0 / _MOST, _MOST)).x
+    return Scaled(
+        other=other,
+        factors={kind: common * float(factor) for kind, factor in zip(kinds, factors, strict=True)},
+        common=common,
+    )

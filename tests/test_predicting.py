@@ -1,0 +1,64 @@
+"""Which predictors are asked: those of the machine most like this one, or all of one machine."""
+
+import msgspec
+import pytest
+
+from latmod.errors import MachineError
+from latmod.machine import Machine, read_machine
+from latmod.predicting import choose_each, nearest, of_one_machine, on_machine, reference_predictors
+from latmod.predictor import GraphPredictor, Query
+
+HERE = msgspec.structs.replace(read_machine(), cpu="this", isa=("avx2", "fma"))
+TWIN = msgspec.structs.replace(HERE, memory_gib=HERE.memory_gib + 1)
+LIKE = msgspec.structs.replace(HERE, cpu="like")
+WIDE = msgspec.structs.replace(HERE, cpu="wide", isa=("avx2", "avx512f"))
+
+
+def predictor(machine: Machine, runtime: str = "onnxruntime") -> GraphPredictor:
+    one = next(one for one in reference_predictors() if isinstance(one, GraphPredictor))
+    card = msgspec.structs.replace(
+        one.card, machine_id=machine.id, machine=machine.label, isa=machine.isa, runtime=runtime
+    )
+    return GraphPredictor(one._content, card, f"{machine.cpu}-{machine.memory_gib}-{runtime}")
+
+
+def test_the_machine_itself_comes_before_its_like_and_that_before_another() -> None:
+    known = [predictor(machine) for machine in (WIDE, LIKE, TWIN, HERE)]
+    while known:
+        (found,) = nearest(known, HERE)
+        assert found is known.pop()
+
+
+def test_each_runtime_has_its_own_nearest_machine() -> None:
+    known = [predictor(WIDE, "torch"), predictor(WIDE), predictor(LIKE)]
+    assert {(one.card.runtime, one.card.machine_id) for one in nearest(known, HERE)} == {
+        ("torch", WIDE.id), ("onnxruntime", LIKE.id),
+    }  # fmt: skip
+
+
+def test_runtimes_are_compared_on_the_machine_that_has_most_of_them() -> None:
+    own, many = [predictor(HERE)], [predictor(WIDE), predictor(WIDE, "torch")]
+    assert of_one_machine([*own, *many], HERE) == tuple(many)
+    assert of_one_machine([*own, predictor(WIDE)], HERE) == tuple(own)
+    assert of_one_machine([]) == ()
+
+
+def test_without_a_machine_the_answer_is_the_same_everywhere() -> None:
+    known = [predictor(machine) for machine in (WIDE, LIKE, HERE)]
+    assert of_one_machine(known) == of_one_machine(known[::-1])
+
+
+def test_a_machine_is_named_by_its_id_or_by_words_that_only_it_has() -> None:
+    known = [predictor(machine) for machine in (WIDE, LIKE)]
+    assert on_machine(known, LIKE.id) == (known[1],)
+    assert on_machine(known, "avx512f") == (known[0],)
+    assert on_machine(known, "all") == tuple(known)
+    with pytest.raises(MachineError, match="fits several"):
+        on_machine(known, "family")
+    with pytest.raises(MachineError, match=f"fits none.*{LIKE.id} is like"):
+        on_machine(known, "pentium")
+
+
+def test_machines_are_never_chosen_between_by_the_model() -> None:
+    known = [predictor(machine) for machine in (WIDE, LIKE)]
+    assert len(choose_each(known, Query(features={}))) == 2
