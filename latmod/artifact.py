@@ -131,7 +131,9 @@ def unpack(content: bytes, name: str) -> AnyCard:
     from onnx import ModelProto
 
     try:
-        props = {prop.key: prop.value for prop in ModelProto.FromString(content).metadata_props}
+        # Damaged text comes out as bytes.
+        texts = [prop for prop in ModelProto.FromString(content).metadata_props if isinstance(prop.value, str)]
+        props = {prop.key: prop.value for prop in texts}
     except DecodeError:
         raise PredictorError(f"{name}: not an ONNX file; make a predictor with `latmod fit`") from None
     if CARD_KEY not in props or SHA256_KEY not in props:

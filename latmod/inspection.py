@@ -82,6 +82,17 @@ def inspect(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> 
     return inspect_graph(read_graph(Path(path), dict(shapes) if shapes else None))
 
 
+def unknown_share(graph: Graph) -> float:
+    """Return the part of unknown operators in all bytes moved, 0 to 1. Raises GraphError as `inspect_graph` does."""
+    return _unknown_share([cost(node, graph) for node in graph.nodes])
+
+
+def _unknown_share(costs: list[Cost]) -> float:
+    moved = sum(spent.bytes_read + spent.bytes_written for spent in costs)
+    blind = sum(spent.bytes_read + spent.bytes_written for spent in costs if not spent.known)
+    return blind / moved if moved else 0.0
+
+
 def inspect_graph(graph: Graph) -> Inspection:
     """Cost every node of a graph. Raises GraphError where a node's shapes contradict its operator."""
     nodes = [node for node in graph.nodes if node.op not in VIEWS]
@@ -94,8 +105,6 @@ def inspect_graph(graph: Graph) -> Inspection:
         rows.append(_row(node.name, node.op, _dims(output), spent))
         if not spent.known:
             unknown[node.op] = unknown.get(node.op, 0) + 1
-    moved = sum(spent.bytes_read + spent.bytes_written for spent in costs)
-    blind = sum(spent.bytes_read + spent.bytes_written for spent in costs if not spent.known)
     return Inspection(
         model=graph.name,
         opset=graph.opset,
@@ -104,7 +113,7 @@ def inspect_graph(graph: Graph) -> Inspection:
         nodes=tuple(rows),
         totals=_row("total", "", "", _sum(costs)),
         unknown_ops=dict(sorted(unknown.items())),
-        unknown_share=blind / moved if moved else 0.0,
+        unknown_share=_unknown_share(costs),
         residual=residual_shape(graph),
     )
 

@@ -27,6 +27,12 @@ def reference_predictors() -> tuple[Predictor, ...]:
     return tuple(found)
 
 
+@cache
+def _nearest_here() -> tuple[Predictor, ...]:
+    """Reading what machine this is takes longer than predicting a small network."""
+    return nearest(reference_predictors(), read_machine())
+
+
 def nearest(predictors: Sequence[Predictor], here: Machine) -> tuple[Predictor, ...]:
     """Keep for each runtime and number of threads the predictors of the machine that is most like this one."""
     kept: list[Predictor] = []
@@ -134,7 +140,7 @@ def predict(
     shape; `state` as in `Predictor.predict_all`. Raises `GraphError` for a file that cannot be read, `PredictorError`
     without any predictor.
     """
-    known = nearest(reference_predictors(), read_machine()) if predictors is None else predictors
+    known = _nearest_here() if predictors is None else predictors
     if not known:
         raise PredictorError("no predictor at hand; make one with `latmod fit`")
     query = ask(read_graph(Path(path), shapes), Path(path).name)

@@ -18,7 +18,7 @@ from latmod.drift import Correction
 from latmod.errors import PredictorError
 from latmod.features import graph_features
 from latmod.graph import Graph
-from latmod.inspection import inspect_graph
+from latmod.inspection import unknown_share
 from latmod.kernels import Kernel, kernels
 from latmod.kernels.columns import PHYSICAL, Columns, column_matrix
 from latmod.load_time import load_ns
@@ -90,7 +90,7 @@ class Query:
         """Return the share of the cost in operators without a formula."""
         if self._unknown_share is not None or self.graph is None:
             return self._unknown_share or 0.0
-        return inspect_graph(self.graph).unknown_share
+        return unknown_share(self.graph)
 
     def kernels(self, rules: str, isa: tuple[str, ...], threads: int) -> tuple[tuple[Kernel, ...], Columns]:
         """Return the kernels of the graph by a runtime's rules, with their columns.
