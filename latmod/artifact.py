@@ -31,10 +31,10 @@ _EMPTY_SHA256 = b"0" * 64
 class Card(msgspec.Struct, frozen=True, kw_only=True):
     """Describe a predictor: what for, made of what, how good.
 
-    `machine` is a phrase for people, `isa` the machine's instruction set.
-    `nominal` is the state of the machine that the latencies are stated for, and `drift_weights` say how strongly they
-    follow its parts (latmod.drift). `quantiles` are those of |log(measured / predicted)| for models inside, near and
-    far from the domain; `scores` are means over models that the regressor had not seen.
+    `machine` is a phrase for people, `isa` the machine's instruction set; `nominal` is the state of the machine that
+    the latencies are stated for, and `drift_weights` say how strongly they follow its parts (latmod.drift). `quantiles`
+    are those of |log(measured / predicted)| for models inside, near and far from the domain; `scores` are means over
+    models that the regressor had not seen.
     """
 
     schema: int
@@ -78,12 +78,11 @@ class GraphCard(Card, frozen=True, kw_only=True, tag_field="level", tag="graph")
 class KernelCard(Card, frozen=True, kw_only=True, tag_field="level", tag="kernel"):
     """Describe a predictor of the kernel level: a sum over kernels.
 
-    `rules` and the instruction set decide what the kernels are; `kinds` and `rates` are the physics (ns per
-    unit of the quantities named in `physical`), `scales`, `call_ns` and `run_ns` the calibration to whole networks;
-    `ranges` are what was seen of each kind; `pair_quantile` is that of the error of a pair of networks, per share of
-    time that they do not have in common (latmod.differing); `load_prices` say what opening a model takes
-    (latmod.load_time). The file's graph holds the residual's trees over the
-    columns named in `seen`.
+    `rules` and the instruction set decide what the kernels are; `kinds` and `rates` are the physics (ns per unit of
+    the quantities named in `physical`), `scales`, `call_ns` and `run_ns` the calibration to whole networks; `ranges`
+    are what was seen of each kind; `pair_quantile` is that of the error of a pair of networks, per share of time that
+    they do not have in common (latmod.differing); `load_prices` say what opening a model takes (latmod.load_time). The
+    file's graph holds the residual's trees over the columns named in `seen`.
     """
 
     rules: str

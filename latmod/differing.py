@@ -15,6 +15,9 @@ _NORMAL_80 = 1.2816
 
 ADDED, REMOVED, CHANGED = "added", "removed", "changed"
 
+_Kernels = Sequence[tuple[Kernel, float]]
+"""Kernels with what each takes, in ns."""
+
 
 class Blame(msgspec.Struct, frozen=True, kw_only=True):
     """Hold one kernel that only one of the networks has, or that differs between them; times in ms.
@@ -56,7 +59,7 @@ def difference(runtime: str, old: Breakdown, new: Breakdown, pair_quantile: floa
     """
     removed, added = _leftovers(old, new), _leftovers(new, old)
     ratio = new.latency_ns / old.latency_ns
-    width = pair_quantile * apart(old, new)
+    width = pair_quantile * _distance(removed, added, old, new)
     return Difference(
         runtime=runtime,
         old_ms=old.latency_ns / 1e6,
@@ -74,12 +77,14 @@ def apart(old: Breakdown, new: Breakdown) -> float:
 
     What they have in common has the same error in both, which cancels in the ratio; the rest errs independently.
     """
-    removed = sum(ns for _, ns in _leftovers(old, new)) / old.latency_ns
-    added = sum(ns for _, ns in _leftovers(new, old)) / new.latency_ns
-    return hypot(removed, added)
+    return _distance(_leftovers(old, new), _leftovers(new, old), old, new)
 
 
-def _leftovers(one: Breakdown, other: Breakdown) -> list[tuple[Kernel, float]]:
+def _distance(removed: _Kernels, added: _Kernels, old: Breakdown, new: Breakdown) -> float:
+    return hypot(sum(ns for _, ns in removed) / old.latency_ns, sum(ns for _, ns in added) / new.latency_ns)
+
+
+def _leftovers(one: Breakdown, other: Breakdown) -> _Kernels:
     """Return the kernels of one network that the other does not have as often, with their times in ns."""
     there = Counter((kernel.kind, kernel.numbers) for kernel in other.kernels)
     found = []
@@ -92,9 +97,7 @@ def _leftovers(one: Breakdown, other: Breakdown) -> list[tuple[Kernel, float]]:
     return found
 
 
-def _blames(
-    removed: Sequence[tuple[Kernel, float]], added: Sequence[tuple[Kernel, float]], old_latency_ns: float
-) -> list[Blame]:
+def _blames(removed: _Kernels, added: _Kernels, old_latency_ns: float) -> list[Blame]:
     """Pair what bears the same name in both networks; the rest was removed or added."""
     before, after = _by_label(removed), _by_label(added)
     found = []
@@ -117,7 +120,7 @@ def _blames(
     return sorted(found, key=lambda one: (-abs(one.new_ms - one.old_ms), one.kernel))
 
 
-def _by_label(kernels: Sequence[tuple[Kernel, float]]) -> dict[str, tuple[Kernel, float]]:
+def _by_label(kernels: _Kernels) -> dict[str, tuple[Kernel, float]]:
     """Add up the times of kernels of the same name: what an engine inserts may occur twice."""
     found: dict[str, tuple[Kernel, float]] = {}
     for kernel, ns in kernels:

@@ -202,10 +202,10 @@ def evaluate_told(folder: DatasetFolder, predictors: Sequence[Predictor]) -> lis
         for one in models
     }
     found = []
-    for one in observations(folder, correct, with_features=False):
+    for one in observations(folder, correct):
         ms = told.get((one.runtime, one.model), float("nan"))
         if np.isfinite(ms):
-            macs = ask(read_graph(folder.graph_path(one.model)), one.model).features["macs"]
+            macs = one.features["macs"]
             found.append(_verdict(one, "sum of told kernels", (ms, ms, ms), in_domain=True, macs=macs))
     return found
 

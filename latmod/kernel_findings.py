@@ -18,7 +18,7 @@ from latmod.drift import Correction
 from latmod.errors import DatasetError, MachineError
 from latmod.families import FAMILIES
 from latmod.findings import Artifact
-from latmod.kernel_study import Folds, Held, Part, decompose, leave_families_out, priced, quantiles
+from latmod.kernel_study import Folds, Held, Part, decompose, leave_families_out, quantiles
 from latmod.kernels.columns import PHYSICAL
 from latmod.labels import LabelledModel, labelled_models
 from latmod.load_time import fit_load
@@ -28,7 +28,7 @@ from latmod.scores import Scores, conformal_quantile, score
 from latmod.study import COVERAGE
 from latmod.table import corrections
 from latmod.timing import Statistic
-from latmod.total_fitting import fit_sum, without_kernels
+from latmod.total_fitting import fit_sum, priced, without_kernels
 
 MIN_FAMILIES = 3
 """Fewer families leave nothing to hold out."""

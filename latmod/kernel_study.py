@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 
 from latmod.additive import Additive
 from latmod.coverage import observe_ranges, share_group, unseen
-from latmod.kernels.columns import stacked
 from latmod.labels import LabelledModel
 from latmod.scores import conformal_quantile
 from latmod.study import COVERAGE, run_all
-from latmod.total_fitting import fit_sum
+from latmod.total_fitting import fit_sum, priced
 
 Floats = NDArray[np.float64]
 
@@ -78,12 +77,6 @@ def _without(
     return fitted, [
         judge(own, fitted.run_ns, ranges, model) for own, model in zip(priced(fitted, tested), tested, strict=True)
     ]
-
-
-def priced(fitted: Additive, models: Sequence[LabelledModel]) -> list[Floats]:
-    """Return what each kernel of each model takes, in ns."""
-    kernels, columns, starts = stacked([model.kernels for model in models])
-    return np.split(fitted.kernel_ns(kernels, columns), starts)
 
 
 def judge(

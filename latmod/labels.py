@@ -2,6 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
 
 import msgspec
 import numpy as np
@@ -51,27 +53,33 @@ def labelled_models(
         if burst.status == "ok":
             told[burst.runtime, burst.model].append(burst)
     found: dict[str, list[LabelledModel]] = {runtime: [] for runtime in runtimes}
-    for one in observations(folder, correct, with_features=False):
-        if one.runtime not in found or one.parity != "ok":
-            continue
-        graph = read_graph(folder.graph_path(one.model))
-        rules = kernel_rules(one.runtime)
-        expected = kernels(graph, rules, isa=card.machine.isa, threads=card.protocol.threads)
-        times = [_corrected(burst, correct[one.runtime]) for burst in told[one.runtime, one.model]]
-        label, told_ns, unmatched_ns = join(expected, times)
-        found[one.runtime].append(
-            LabelledModel(
-                model=one.model,
-                family=one.family,
-                kernels=expected,
-                kernel_ns=label,
-                latency_ns=one.latency_ns(),
-                noise=split_half(one.round_ns["min"]),
-                told_ns=told_ns,
-                unmatched_ns=unmatched_ns,
-                load_ns=one.load_ns,
+    rules = {runtime: kernel_rules(runtime) for runtime in runtimes}
+    measured = [
+        one for one in observations(folder, correct, with_features=False) if one.runtime in found and one.parity == "ok"
+    ]
+    for model, own in groupby(measured, key=attrgetter("model")):
+        graph = read_graph(folder.graph_path(model))
+        by_rules: dict[str, tuple[Kernel, ...]] = {}
+        for one in own:
+            rule = rules[one.runtime]
+            if rule not in by_rules:
+                by_rules[rule] = kernels(graph, rule, isa=card.machine.isa, threads=card.protocol.threads)
+            expected = by_rules[rule]
+            times = [_corrected(burst, correct[one.runtime]) for burst in told[one.runtime, one.model]]
+            label, told_ns, unmatched_ns = join(expected, times)
+            found[one.runtime].append(
+                LabelledModel(
+                    model=one.model,
+                    family=one.family,
+                    kernels=expected,
+                    kernel_ns=label,
+                    latency_ns=one.latency_ns(),
+                    noise=split_half(one.round_ns["min"]),
+                    told_ns=told_ns,
+                    unmatched_ns=unmatched_ns,
+                    load_ns=one.load_ns,
+                )
             )
-        )
     return found
 
 

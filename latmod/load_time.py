@@ -9,6 +9,8 @@ from latmod.kernels import Kernel
 Prices = tuple[float, float, float]
 """ns per model, per kernel, and per byte of weights; all zero where nothing is known."""
 
+_FEWEST = 3
+"""Models below which three prices cannot be told apart."""
 _TURNS = 12
 
 
@@ -26,7 +28,7 @@ def fit_load(models: Sequence[Sequence[Kernel]], measured_ns: Sequence[float]) -
     from scipy.optimize import nnls  # type: ignore[import-untyped]
 
     known = [(kernels, took) for kernels, took in zip(models, measured_ns, strict=True) if took > 0]
-    if len(known) < len(Prices.__args__):  # type: ignore[attr-defined]
+    if len(known) < _FEWEST:
         return 0.0, 0.0, 0.0
     took = np.array([ns for _, ns in known])
     scaled = np.array([_quantities(kernels) for kernels, _ in known]) / took[:, None]

@@ -11,7 +11,7 @@ from latmod.differing import Difference, difference
 from latmod.evaluating import CLOSE, family_of, truth, usable
 from latmod.graph import read_graph
 from latmod.predicting import ask
-from latmod.predictor import Breakdown, KernelPredictor, Predictor
+from latmod.predictor import Breakdown, KernelPredictor, Predictor, Query
 
 ONE_FAMILY, ALIKE = "one family", "within a factor of 2"
 
@@ -42,10 +42,14 @@ def evaluate_pairs(folder: DatasetFolder, predictors: Sequence[Predictor]) -> li
     """
     rows = []
     fitting = usable(folder, predictors, "kernel")
+    queries: dict[str, Query] = {}
     for predictor in fitting:
         assert isinstance(predictor, KernelPredictor)
         known = truth(folder, predictor, fitting)
-        told = {model: _told(folder, predictor, model) for model in known}
+        for model in known:
+            if model not in queries:
+                queries[model] = ask(read_graph(folder.graph_path(model)), model)
+        told = {model: _told(predictor, queries[model]) for model in known}
         pairs = list(itertools.combinations(sorted(known), 2))
         related = [(a, b) for a, b in pairs if family_of(known[a]) == family_of(known[b])]
         alike = [(a, b) for a, b in pairs if 1.0 / CLOSE <= _ratio(known[a], known[b]) <= CLOSE]
@@ -55,9 +59,8 @@ def evaluate_pairs(folder: DatasetFolder, predictors: Sequence[Predictor]) -> li
     return rows
 
 
-def _told(folder: DatasetFolder, predictor: KernelPredictor, model: str) -> tuple[Breakdown, float]:
+def _told(predictor: KernelPredictor, query: Query) -> tuple[Breakdown, float]:
     """Return where the time of a model goes, and the logarithm of its interval's factor."""
-    query = ask(read_graph(folder.graph_path(model)), model)
     answer = predictor.predict_all([query])[0]
     return predictor.breakdown(query), float(np.log(answer.high_ms / answer.latency_ms))
 

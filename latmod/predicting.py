@@ -1,8 +1,9 @@
 """Predict an `.onnx` file: ask the predictors that fit it best, those that ship by default."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import resources
+from itertools import groupby
 from pathlib import Path
 
 from latmod.errors import MachineError, PredictorError
@@ -29,14 +30,14 @@ def reference_predictors() -> tuple[Predictor, ...]:
 
 @cache
 def _nearest_here() -> tuple[Predictor, ...]:
-    """Reading what machine this is takes longer than predicting a small network."""
+    """Read what machine this is once, not for every model."""
     return nearest(reference_predictors(), read_machine())
 
 
 def nearest(predictors: Sequence[Predictor], here: Machine) -> tuple[Predictor, ...]:
     """Keep for each runtime and number of threads the predictors of the machine that is most like this one."""
     kept: list[Predictor] = []
-    for own in _by_setting(predictors).values():
+    for own in _groups(predictors, _setting):
         best = min(_likeness(one, here) for one in own)
         kept += [one for one in own if _likeness(one, here) == best]
     return tuple(kept)
@@ -47,17 +48,12 @@ def of_one_machine(predictors: Sequence[Predictor], here: Machine | None = None)
 
     Among several such the one most like `here`; without that the answer is the same on every machine.
     """
-    machines: dict[str, list[Predictor]] = {}
-    for one in predictors:
-        machines.setdefault(one.card.machine_id, []).append(one)
 
     def rank(own: Sequence[Predictor]) -> tuple[int, tuple[bool, bool, bool, str]]:
         likeness = _likeness(own[0], here) if here is not None else (True, True, True, own[0].card.machine_id)
         return -len({one.card.runtime for one in own}), likeness
 
-    if not machines:
-        return ()
-    best = min(machines.values(), key=rank)
+    best: Sequence[Predictor] = min(_groups(predictors, _machine_id), key=rank, default=())
     return tuple(best)
 
 
@@ -87,11 +83,19 @@ def _likeness(predictor: Predictor, here: Machine) -> tuple[bool, bool, bool, st
     )
 
 
-def _by_setting(predictors: Sequence[Predictor]) -> dict[tuple[str, int], list[Predictor]]:
-    found: dict[tuple[str, int], list[Predictor]] = {}
-    for one in sorted(predictors, key=lambda one: (one.card.runtime, one.card.threads)):
-        found.setdefault((one.card.runtime, one.card.threads), []).append(one)
-    return found
+def _machine_id(predictor: Predictor) -> tuple[str]:
+    return (predictor.card.machine_id,)
+
+
+def _setting(predictor: Predictor) -> tuple[str, int]:
+    return predictor.card.runtime, predictor.card.threads
+
+
+def _groups(
+    predictors: Sequence[Predictor], key: Callable[[Predictor], tuple[str | int, ...]]
+) -> list[list[Predictor]]:
+    """Return the predictors that have a key in common, in the order of the keys."""
+    return [list(own) for _, own in groupby(sorted(predictors, key=key), key=key)]
 
 
 def choose(predictors: Sequence[Predictor], query: Query) -> Predictor:
@@ -110,11 +114,8 @@ def choose(predictors: Sequence[Predictor], query: Query) -> Predictor:
 
 def choose_each(predictors: Sequence[Predictor], query: Query) -> tuple[Predictor, ...]:
     """Return one predictor per runtime, number of threads and machine, chosen by `choose`, in the order of those."""
-    found = []
-    for own in _by_setting(predictors).values():
-        machines = sorted({one.card.machine_id for one in own})
-        found += [choose([one for one in own if one.card.machine_id == machine], query) for machine in machines]
-    return tuple(found)
+    groups = _groups(predictors, lambda one: (*_setting(one), *_machine_id(one)))
+    return tuple(choose(own, query) for own in groups)
 
 
 def ask(graph: Graph, model: str = "") -> Query:

@@ -65,13 +65,13 @@ def pending(
         for model in models:
             runtimes = list(card.runtimes)
             order.shuffle(runtimes)
+            if (model.model, EXPORT) in dropped:
+                continue
             for runtime in runtimes:
                 key = (number, model.model, runtime)
-                if key not in done and (model.model, runtime) not in dropped and (model.model, EXPORT) not in dropped:
+                if key not in done and (model.model, runtime) not in dropped:
                     yield Pending(round=number, model=model, runtime=runtime, attempt=attempts.get(key, 0))
-                if runtime not in profiling or number >= card.protocol.kernel_rounds or key in told:
-                    continue
-                if (model.model, EXPORT) not in dropped:
+                if runtime in profiling and number < card.protocol.kernel_rounds and key not in told:
                     yield Pending(round=number, model=model, runtime=runtime, kernels=True)
 
 

@@ -78,10 +78,15 @@ def fit_sum(models: Sequence[LabelledModel], seed: int = 0, near: Additive | Non
         prices = calibrated(PRIOR, models)
         for _ in range(_ROUGH_TURNS):
             prices = fit_additive(apportioned(models, prices), seed, trees=0)
-    fitted = PRIOR
-    for _ in range(_TURNS):
-        prices = fitted = fit_additive(apportioned(models, prices), seed, trees=_TREES)
-    return fitted
+    for _ in range(_TURNS - 1):
+        prices = fit_additive(apportioned(models, prices), seed, trees=_TREES)
+    return fit_additive(apportioned(models, prices), seed, trees=_TREES)
+
+
+def priced(prices: Prices, models: Sequence[LabelledModel]) -> list[Floats]:
+    """Return what each kernel of each model takes, in ns."""
+    kernels, columns, starts = stacked([model.kernels for model in models])
+    return np.split(prices.kernel_ns(kernels, columns), starts)
 
 
 def without_kernels(models: Sequence[LabelledModel]) -> list[LabelledModel]:
@@ -96,8 +101,7 @@ def without_kernels(models: Sequence[LabelledModel]) -> list[LabelledModel]:
 def apportioned(models: Sequence[LabelledModel], prices: Prices) -> list[LabelledModel]:
     """Return the models with each kernel's part of the whole latency, in proportion to prices, as if it were told."""
     found = []
-    kernels, columns, starts = stacked([model.kernels for model in models])
-    for model, parts in zip(models, np.split(prices.kernel_ns(kernels, columns), starts), strict=True):
+    for model, parts in zip(models, priced(prices, models), strict=True):
         parts = parts * (model.latency_ns / parts.sum())
         found.append(
             msgspec.structs.replace(model, kernel_ns=tuple(parts.tolist()), told_ns=model.latency_ns, unmatched_ns=0.0)
@@ -112,8 +116,7 @@ def scaled(other: Additive, models: Sequence[LabelledModel]) -> Scaled:
     kinds = sorted({kernel.kind for model in models for kernel in model.kernels})
     places = {kind: place for place, kind in enumerate(kinds)}
     x = np.zeros((len(models), len(kinds)))
-    kernels, columns, starts = stacked([model.kernels for model in models])
-    for row, (model, parts) in enumerate(zip(models, np.split(other.kernel_ns(kernels, columns), starts), strict=True)):
+    for row, (model, parts) in enumerate(zip(models, priced(other, models), strict=True)):
         own = np.array([places[kernel.kind] for kernel in model.kernels])
         np.add.at(x[row], own, parts / model.latency_ns)
     common = float(1.0 / np.median(x.sum(axis=1)))

@@ -16,6 +16,7 @@ from latmod.cli.options import (
     predictor_option,
     runtime_option,
     shape_option,
+    that_add_up_kernels,
     threads_option,
     write,
     write_rows,
@@ -165,13 +166,10 @@ def diff(
     from latmod.differing import difference
     from latmod.graph import read_graph
     from latmod.predicting import ask
-    from latmod.predictor import KernelPredictor
 
     limit = _fraction(fail_over)
     known = _comparable(chosen_predictors(predictors, runtimes, machine), threads)
-    able = [one for one in known if isinstance(one, KernelPredictor)]
-    if not able:
-        raise LatmodError("no predictor at hand adds up kernels; make one with `latmod fit --level kernel`")
+    able = that_add_up_kernels(known)
     before, after = (ask(read_graph(path, parse_shapes(shapes)), path.name) for path in (old, new))
     found = []
     for one in able:

@@ -10,7 +10,7 @@ from latmod.errors import LatmodError
 from latmod.report import Format, Row, render
 
 if TYPE_CHECKING:
-    from latmod.predictor import Predictor
+    from latmod.predictor import KernelPredictor, Predictor
 
 GIB = 2**30
 
@@ -114,6 +114,16 @@ def chosen_predictors(paths: Sequence[Path], runtimes: Sequence[str], machine: s
             f"no predictor for {', '.join(runtimes) or 'any runtime'}; there are: {have} (see `latmod fit`)"
         )
     return on_machine(kept, machine) if machine else kept
+
+
+def that_add_up_kernels(known: Sequence["Predictor"]) -> list["KernelPredictor"]:
+    """Keep the predictors of the kernel level; raise LatmodError where there is none."""
+    from latmod.predictor import KernelPredictor
+
+    able = [one for one in known if isinstance(one, KernelPredictor)]
+    if not able:
+        raise LatmodError("no predictor at hand adds up kernels; make one with `latmod fit --level kernel`")
+    return able
 
 
 def of_threads(known: "tuple[Predictor, ...]", threads: int) -> "tuple[Predictor, ...]":

@@ -17,6 +17,7 @@ from latmod.cli.options import (
     predictor_option,
     runtime_option,
     shape_option,
+    that_add_up_kernels,
     write,
     write_rows,
 )
@@ -170,9 +171,7 @@ def _predict_kernels(
     from latmod.predicting import ask, choose_each
     from latmod.predictor import KernelPredictor
 
-    able = [one for one in known if isinstance(one, KernelPredictor)]
-    if not able:
-        raise LatmodError("no predictor at hand adds up kernels; make one with `latmod fit --level kernel`")
+    able = that_add_up_kernels(known)
     rows: list[Row] = []
     for path in models:
         query = ask(read_graph(path, shapes), path.name)
