@@ -7,7 +7,7 @@ The folder holds `dataset.json` (the card), `measurements.jsonl` (append-only, f
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +16,7 @@ import msgspec
 
 from latmod.errors import DatasetError
 from latmod.machine import Disturbance, Machine
+from latmod.quiet import quiet_level, undisturbed
 from latmod.timing import Reference, Statistic, median_reference, over_rounds
 
 R = TypeVar("R")
@@ -63,6 +64,8 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True):
     max_samples: int = 100
     max_latency_seconds: float = 0.0
     """Models slower than this are left out after their first run; 0 for none."""
+    patience_seconds: float = 0.0
+    """How long a burst may look for quiet before it samples the cores as they are; 0 where nobody looked."""
     input_count: int = 4
     images: str = ""
     """A folder of photographs, empty for those that ship with latmod."""
@@ -112,6 +115,8 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     started: str = ""
     samples_ns: tuple[int, ...] = ()
     warmup_ns: tuple[int, ...] = ()
+    probes_ns: tuple[int, ...] = ()
+    """The slower of the two probes around each sample (see `latmod.quiet`); empty where nobody looked."""
     load_ns: int = 0
     before: Reference | None = None
     after: Reference | None = None
@@ -170,11 +175,15 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     """Drift-corrected, one value per round, by figure: min, mean, p50, p90."""
     load_ns: float = 0.0
     """What opening the model took, the least over rounds."""
+    disturbed: bool = False
+    """Whether no sample of any round was taken on quiet cores; the least of all stands for the median then."""
     parity: str = "ok"
     """`differs` where this runtime's output disagrees with the others' on the same weights and input."""
 
     def latency_ns(self, statistic: Statistic = Statistic.MEDIAN_OF_MINIMA) -> float:
         """Return the latency in ns: over rounds, the median (or mean, or minimum) of each round's figure."""
+        if self.disturbed and statistic is Statistic.MEDIAN_OF_MINIMA:
+            statistic = Statistic.MIN
         return over_rounds(self.round_ns[statistic_key(statistic)], statistic)
 
 
@@ -328,6 +337,27 @@ def final_bursts(measurements: list[Measurement]) -> dict[tuple[str, str], dict[
         if measurement.status == "ok":
             found.setdefault((measurement.model, measurement.runtime), {})[measurement.round] = measurement
     return found
+
+
+def quiet_levels(measurements: Iterable[Measurement]) -> dict[str, int]:
+    """Return what a probe took on quiet cores, by runtime, in ns; 0 where nobody looked.
+
+    Each engine leaves a core's caches in another state, and each runs in a process of its own.
+    """
+    fastest: dict[str, list[int]] = {}
+    for m in measurements:
+        fastest.setdefault(m.runtime, []).extend([min(m.probes_ns)] if m.probes_ns else [])
+    return {runtime: quiet_level(own) for runtime, own in fastest.items()}
+
+
+def undisturbed_minima(rounds: Iterable[Measurement], level_ns: int) -> tuple[dict[int, float], bool]:
+    """Return the least sample by round, of those taken on quiet cores, and whether there are any such.
+
+    Rounds without one are left out where others have one.
+    """
+    own = list(rounds)
+    samples, quiet = undisturbed([(m.samples_ns, m.probes_ns) for m in own], level_ns)
+    return {m.round: float(min(found)) for m, found in zip(own, samples, strict=True) if found}, quiet
 
 
 def nominal_reference(measurements: list[Measurement]) -> Reference:

@@ -46,6 +46,7 @@ def run_demo(out: Path, runtimes: Sequence[str], notify: Notify, say: Callable[[
         threads=1,
         rounds=ROUNDS,
         burst_seconds=BURST_SECONDS,
+        patience_seconds=BURST_SECONDS,
         min_samples=3,
         max_samples=60,
         max_latency_seconds=0.0,

@@ -6,8 +6,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from latmod.dataset import KernelMeasurement, Measurement, final_bursts
-from latmod.timing import Reference, Statistic, burst_value
+from latmod.dataset import KernelMeasurement, Measurement, final_bursts, quiet_levels, undisturbed_minima
+from latmod.timing import Reference
 
 PARTS = ("conv_ns", "copy_ns", "dispatch_ns")
 _RIDGE = 1e-5
@@ -89,11 +89,13 @@ _Group = tuple[NDArray[np.float64], NDArray[np.float64]]
 def _groups(runtime: str, measurements: list[Measurement], nominal: Reference) -> list[_Group]:
     """Return for each model of a runtime its states [rounds, 3] and log minima [rounds]."""
     found = []
+    level_ns = quiet_levels(measurements).get(runtime, 0)
     for (_, name), rounds in final_bursts(measurements).items():
-        if name == runtime and len(rounds) >= 2:
-            states = np.array([log_state(state_of(m), nominal) for m in rounds.values()])
-            minima = [burst_value(m.samples_ns, Statistic.MEDIAN_OF_MINIMA) for m in rounds.values()]
-            found.append((states, np.log(minima)))
+        if name == runtime:
+            minima, _ = undisturbed_minima(rounds.values(), level_ns)
+            if len(minima) >= 2:
+                states = np.array([log_state(state_of(rounds[number]), nominal) for number in minima])
+                found.append((states, np.log(list(minima.values()))))
     return found
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from latmod.graph import strip_weights
+from latmod.quiet import quiet_level, undisturbed
 from latmod.runtimes import Model, Settings, find_runtime
 from latmod.scores import split_half
 from latmod.sweeping import ask_burst
@@ -41,6 +42,7 @@ def measure(
     threads: int = 1,
     rounds: int = 5,
     burst_seconds: float = 0.5,
+    patience_seconds: float = 1.0,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     images: str = "",
     memory_bytes: int = 0,
@@ -49,6 +51,8 @@ def measure(
 ) -> list[MeasuredLatency]:
     """Measure every model in every runtime, in rounds; weights in the files are not used, only their shapes.
 
+    A burst may look for `patience_seconds` for quiet before it samples the cores as they are.
+
     Raises GraphError for a file that cannot be read and LatmodError for an unknown runtime, before anything is timed;
     what one runtime cannot run is a row with status `failed`.
     """
@@ -56,6 +60,7 @@ def measure(
         find_runtime(name).version()
     replies: dict[tuple[Path, str], list[BurstReply]] = {}
     failures: dict[tuple[Path, str], str] = {}
+    fastest: dict[str, list[int]] = {name: [] for name in runtimes}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="latmod-")))
         stripped = {path: _weight_free(path, folder / f"{index}.onnx", shapes) for index, path in enumerate(paths)}
@@ -72,7 +77,9 @@ def measure(
                 request = BurstRequest(
                     model=Model(path=str(stripped[path])),
                     settings=Settings(threads=threads),
-                    plan=BurstPlan(seconds=burst_seconds),
+                    plan=BurstPlan(
+                        seconds=burst_seconds, patience_seconds=patience_seconds, quiet_ns=quiet_level(fastest[name])
+                    ),
                     images=images,
                 )
                 status, reason, reply = ask_burst(workers[name], request, 0.0)
@@ -81,7 +88,13 @@ def measure(
                     notify(f"{path} in {name}: {reason}")
                 else:
                     replies.setdefault((path, name), []).append(reply)
-    return [_result(path, name, replies.get((path, name), []), failures) for path in stripped for name in runtimes]
+                    fastest[name].extend([min(reply.burst.probes_ns)] if reply.burst.probes_ns else [])
+    levels = {name: quiet_level(own) for name, own in fastest.items()}
+    return [
+        _result(path, name, replies.get((path, name), []), failures, levels[name])
+        for path in stripped
+        for name in runtimes
+    ]
 
 
 def _weight_free(path: Path, target: Path, shapes: Mapping[str, tuple[int, ...]] | None) -> Path:
@@ -90,7 +103,7 @@ def _weight_free(path: Path, target: Path, shapes: Mapping[str, tuple[int, ...]]
 
 
 def _result(
-    path: Path, runtime: str, replies: list[BurstReply], failures: Mapping[tuple[Path, str], str]
+    path: Path, runtime: str, replies: list[BurstReply], failures: Mapping[tuple[Path, str], str], level_ns: int
 ) -> MeasuredLatency:
     model = path.stem
     if (path, runtime) in failures or not replies:
@@ -104,13 +117,15 @@ def _result(
         values = tuple(burst_value(reply.burst.samples_ns, statistic) for reply in replies)
         return round(over_rounds(values, statistic) / 1e6, 6)
 
-    minima = [float(min(reply.burst.samples_ns)) for reply in replies]
-    noise = split_half(tuple(minima)) if len(minima) > 1 else None
+    bursts, quiet = undisturbed([(reply.burst.samples_ns, reply.burst.probes_ns) for reply in replies], level_ns)
+    minima = tuple(float(min(samples)) for samples in bursts if samples)
+    noise = split_half(minima) if len(minima) > 1 else None
+    of_minima = Statistic.MEDIAN_OF_MINIMA if quiet else Statistic.MIN
     return MeasuredLatency(
         model=model,
         runtime=runtime,
-        latency_ms=latency_ms(Statistic.MEDIAN_OF_MINIMA),
-        min_ms=latency_ms(Statistic.MIN),
+        latency_ms=round(over_rounds(minima, of_minima) / 1e6, 6),
+        min_ms=round(min(minima) / 1e6, 6),
         p50_ms=latency_ms(Statistic.P50),
         mean_ms=latency_ms(Statistic.MEAN),
         noise=None if noise is None else round(noise, 5),

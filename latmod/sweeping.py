@@ -19,6 +19,7 @@ from latmod.dataset import (
     PlannedModel,
     Protocol,
     nominal_reference,
+    quiet_levels,
 )
 from latmod.errors import DatasetError, WorkerError
 from latmod.machine import usable_cores
@@ -198,22 +199,25 @@ def _measure_all(folder: DatasetFolder, card: Card, log: Logs, workers: dict[str
     total = len(card.planned) * each
     start = time.monotonic()
     todo = list(pending(card, measurements, folder.read_kernels(), profiling))
+    levels = quiet_levels(measurements)
     dropped: set[tuple[str, str]] = set()
     for position, one in enumerate(todo, start=1):
         if (one.model.model, one.runtime) in dropped:
             continue
         line = ""
         if one.kernels:
-            told = _kernel_burst(folder, card, one, workers[one.runtime])
+            told = _kernel_burst(folder, card, one, workers[one.runtime], levels.get(one.runtime, 0))
             log.append(told)
             line = f"{one.model.model} in {one.runtime}: no per-kernel times: {told.reason}" if told.reason else ""
-        for measurement, settings in () if one.kernels else _settled_burst(folder, card, one, workers[one.runtime]):
+        settled = _settled_burst(folder, card, one, workers[one.runtime], levels.get(one.runtime, 0))
+        for measurement, settings in () if one.kernels else settled:
             log.append(measurement)
+            measurements.append(measurement)
+            levels = quiet_levels(measurements)
             if settings and one.runtime not in card.settings:
                 card = msgspec.structs.replace(card, settings={**card.settings, one.runtime: settings})
                 folder.write_card(card)
             if measurement.status in ("failed", "skipped"):
-                measurements.append(measurement)
                 dropped = dropped_pairs(measurements)
                 line = f"{one.model.model} in {one.runtime}: {measurement.status}: {measurement.reason}"
         left = (time.monotonic() - start) / position * (len(todo) - position)
@@ -223,18 +227,21 @@ def _measure_all(folder: DatasetFolder, card: Card, log: Logs, workers: dict[str
 
 
 def _settled_burst(
-    folder: DatasetFolder, card: Card, one: Pending, worker: Worker
+    folder: DatasetFolder, card: Card, one: Pending, worker: Worker, quiet_ns: int
 ) -> Iterator[tuple[Measurement, dict[str, str | int | bool]]]:
-    """Yield a model's bursts with the engine's settings: one, or more where the references around it disagree."""
+    """Yield a model's bursts with the engine's settings: one, or more where the references around it disagree.
+
+    A burst with patience has waited for quiet by itself, and is not repeated.
+    """
     for attempt in range(one.attempt, MAX_REPEATS + 1):
-        measurement, settings = _burst(folder, card, one, attempt, worker)
+        measurement, settings = _burst(folder, card, one, attempt, worker, quiet_ns)
         yield measurement, settings
         if measurement.status != "unsteady":
             return
 
 
 def _burst(
-    folder: DatasetFolder, card: Card, one: Pending, attempt: int, worker: Worker
+    folder: DatasetFolder, card: Card, one: Pending, attempt: int, worker: Worker, quiet_ns: int
 ) -> tuple[Measurement, dict[str, str | int | bool]]:
     protocol = card.protocol
     request = BurstRequest(
@@ -245,6 +252,8 @@ def _burst(
             min_samples=protocol.min_samples,
             max_samples=protocol.max_samples,
             max_latency_seconds=protocol.max_latency_seconds,
+            patience_seconds=protocol.patience_seconds,
+            quiet_ns=quiet_ns,
         ),
         images=protocol.images,
         input_count=protocol.input_count,
@@ -252,7 +261,7 @@ def _burst(
     )
     started, start = _now(), time.perf_counter_ns()
     status, reason, reply = ask_burst(worker, request, protocol.max_latency_seconds)
-    if status == "ok" and reply is not None and attempt < MAX_REPEATS:
+    if status == "ok" and reply is not None and attempt < MAX_REPEATS and not protocol.patience_seconds:
         change = disagreement(reply.burst.before, reply.burst.after)
         if change > MAX_DISAGREEMENT:
             status, reason = "unsteady", f"the reference load changed by {change:.0%}"
@@ -269,12 +278,14 @@ def _model(folder: DatasetFolder, card: Card, model: PlannedModel) -> Model:
     )
 
 
-def _kernel_burst(folder: DatasetFolder, card: Card, one: Pending, worker: Worker) -> KernelMeasurement:
+def _kernel_burst(folder: DatasetFolder, card: Card, one: Pending, worker: Worker, quiet_ns: int) -> KernelMeasurement:
     protocol = card.protocol
     request = KernelRequest(
         model=_model(folder, card, one.model),
         settings=Settings(threads=protocol.threads, profile=True),
         seconds=protocol.burst_seconds,
+        patience_seconds=protocol.patience_seconds,
+        quiet_ns=quiet_ns,
         images=protocol.images,
         input_count=protocol.input_count,
         input_seed=protocol.seeds.input,
@@ -336,6 +347,7 @@ def to_measurement(
         base,
         samples_ns=reply.burst.samples_ns,
         warmup_ns=reply.burst.warmup_ns,
+        probes_ns=reply.burst.probes_ns,
         load_ns=reply.load_ns,
         before=reply.burst.before,
         after=reply.burst.after,

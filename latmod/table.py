@@ -12,8 +12,10 @@ from latmod.dataset import (
     Observation,
     final_bursts,
     nominal_reference,
+    quiet_levels,
     replace_file,
     statistic_key,
+    undisturbed_minima,
 )
 from latmod.drift import Correction, fit_correction, state_of
 from latmod.features import graph_features
@@ -25,7 +27,7 @@ from latmod.timing import Reference, Statistic, burst_value
 PARITY_TOLERANCE = 1e-3
 """Largest difference between two runtimes' outputs, relative to the largest output, where they say nothing else."""
 
-_ROUND_STATISTICS = (Statistic.MEDIAN_OF_MINIMA, Statistic.MEAN, Statistic.P50, Statistic.P90)
+_ROUND_STATISTICS = (Statistic.MEAN, Statistic.P50, Statistic.P90)
 
 
 def corrections(folder: DatasetFolder, nominal: Reference | None = None) -> dict[str, Correction]:
@@ -48,6 +50,7 @@ def observations(
     measurements = folder.read_measurements()
     known = corrections(folder) if correct is None else correct
     bursts = final_bursts(measurements)
+    levels = quiet_levels(measurements)
     differing = parity_failures(measurements, card.tolerances)
     found = []
     for model in card.planned:
@@ -57,6 +60,9 @@ def observations(
         features = graph_features(read_graph(folder.graph_path(model.model))) if with_features else {}
         for name in measured:
             rounds = bursts[model.model, name]
+            round_ns, quiet = _round_values(
+                [rounds[number] for number in sorted(rounds)], known.get(name), levels[name]
+            )
             found.append(
                 Observation(
                     model=model.model,
@@ -68,7 +74,8 @@ def observations(
                     batch=int(features.get("batch", 1)),
                     spec=model.spec,
                     features=features,
-                    round_ns=_round_values([rounds[number] for number in sorted(rounds)], known.get(name)),
+                    round_ns=round_ns,
+                    disturbed=not quiet,
                     load_ns=float(min(burst.load_ns for burst in rounds.values())),
                     parity="differs" if (model.model, name) in differing else "ok",
                 )
@@ -144,14 +151,17 @@ def table_row(one: Observation) -> dict[str, str | int | float]:
     return row | {name: value for name, value in one.features.items() if name not in row}
 
 
-def _round_values(rounds: list[Measurement], correction: Correction | None) -> dict[str, tuple[float, ...]]:
-    factors = [correction.factor(state_of(m)) if correction else 1.0 for m in rounds]
-    return {
-        statistic_key(statistic): tuple(
-            burst_value(m.samples_ns, statistic) * factor for m, factor in zip(rounds, factors, strict=True)
-        )
+def _round_values(
+    rounds: list[Measurement], correction: Correction | None, level_ns: int
+) -> tuple[dict[str, tuple[float, ...]], bool]:
+    """Return each figure by round (the least of the undisturbed samples, the others of all), and whether any was."""
+    factors = {m.round: correction.factor(state_of(m)) if correction else 1.0 for m in rounds}
+    minima, quiet = undisturbed_minima(rounds, level_ns)
+    least = {statistic_key(Statistic.MIN): tuple(value * factors[number] for number, value in minima.items())}
+    return least | {
+        statistic_key(statistic): tuple(burst_value(m.samples_ns, statistic) * factors[m.round] for m in rounds)
         for statistic in _ROUND_STATISTICS
-    }
+    }, quiet
 
 
 def _ms(latency_ns: float) -> float:

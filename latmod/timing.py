@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from latmod.machine import Disturbance, disturbance, read_counters
+from latmod.quiet import is_quiet
 
 STEADY_WITHIN = 0.02
 """Warm-up ends when a rolling median changes by less than this (design section 5, point 4)."""
@@ -37,6 +38,10 @@ class BurstPlan(msgspec.Struct, frozen=True, kw_only=True):
     max_samples: int = 100
     max_latency_seconds: float = 0.0
     """Give up after the first run where it takes longer than this (0: never)."""
+    patience_seconds: float = 0.0
+    """How long a burst may look for quiet before it samples the cores as they are (0: nobody looks)."""
+    quiet_ns: int = 0
+    """What a probe takes on quiet cores, as far as known."""
 
 
 class Reference(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +60,8 @@ class Burst(msgspec.Struct, frozen=True, kw_only=True):
     before: Reference
     after: Reference
     disturbance: Disturbance
+    probes_ns: tuple[int, ...] = ()
+    """The slower of the two probes around each sample; empty where nobody looked."""
 
 
 def run_burst(
@@ -64,8 +71,12 @@ def run_burst(
     reference: Callable[[], Reference],
     after_first: Callable[[], None],
     clock: Callable[[], int] = time.perf_counter_ns,
+    probe: Callable[[], int] | None = None,
 ) -> Burst:
     """Warm up, run the reference load, time `infer` in one go, run the reference load again.
+
+    Where the plan has patience, samples start only while `probe` finds the cores quiet, and the burst goes on until one
+    sample has quiet on both sides; when the patience is used up, it samples as it is.
 
     `feed(i)` puts the i-th input in place before each call and is not timed; `after_first` is called once the first
     run, which is on input 0, has its outputs. The first reference stands after the
@@ -80,6 +91,7 @@ def run_burst(
 
     warmup: list[int] = []
     samples: list[int] = []
+    probes: list[int] = []
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -92,16 +104,49 @@ def run_burst(
         before = reference()
         counters = read_counters()
         if not plan.max_latency_seconds or warmup[0] <= plan.max_latency_seconds * 1e9:
-            spent = 0
-            while len(samples) < plan.min_samples or (spent < plan.seconds * 1e9 and len(samples) < plan.max_samples):
-                samples.append(sample(len(warmup) + len(samples)))
-                spent += samples[-1]
+            look = probe if probe is not None and plan.patience_seconds else None
+            samples, probes = _sample(sample, look, plan, len(warmup), clock)
         around = disturbance(counters, read_counters())
         after = reference()
     finally:
         if was_enabled:
             gc.enable()
-    return Burst(samples_ns=tuple(samples), warmup_ns=tuple(warmup), before=before, after=after, disturbance=around)
+    return Burst(
+        samples_ns=tuple(samples),
+        warmup_ns=tuple(warmup),
+        before=before,
+        after=after,
+        disturbance=around,
+        probes_ns=tuple(probes),
+    )
+
+
+def _sample(
+    sample: Callable[[int], int],
+    probe: Callable[[], int] | None,
+    plan: BurstPlan,
+    index: int,
+    clock: Callable[[], int],
+) -> tuple[list[int], list[int]]:
+    """Return samples until the plan is fulfilled, and the slower of the probes before and after each."""
+    look = probe or (lambda: 0)
+    samples: list[int] = []
+    probes: list[int] = []
+    level = plan.quiet_ns or look()
+    end = clock() + int(plan.patience_seconds * 1e9)
+    spent, found_quiet = 0, False
+    while True:
+        late = clock() >= end
+        enough = spent >= plan.seconds * 1e9 or len(samples) >= plan.max_samples
+        if len(samples) >= plan.min_samples and enough and (found_quiet or late):
+            return samples, probes if probe else []
+        before = look()
+        level = min(level, before)
+        if is_quiet(before, level) or late:
+            samples.append(sample(index + len(samples)))
+            probes.append(max(before, look()))
+            spent += samples[-1]
+            found_quiet = found_quiet or is_quiet(probes[-1], level)
 
 
 def burst_value(samples_ns: tuple[int, ...], statistic: Statistic) -> float:

@@ -85,3 +85,51 @@ def test_the_disagreement_is_the_change_of_conv_or_half_that_of_copy() -> None:
 def test_the_reference_load_takes_time_in_every_part() -> None:
     found = ReferenceLoad().measure()
     assert min(found.conv_ns, found.copy_ns, found.dispatch_ns) > 0
+
+
+def quiet_burst(
+    latencies_ns: Iterable[int], probes_ns: Iterable[int], plan: BurstPlan, waiting_ns: int = 100_000_000
+) -> Burst:
+    """Run a burst on a clock that `infer` moves by its latency and each probe by `waiting_ns`."""
+    now = 0
+    latency, probe = iter(latencies_ns), iter(probes_ns)
+
+    def infer() -> None:
+        nonlocal now
+        now += next(latency)
+
+    def look() -> int:
+        nonlocal now
+        now += waiting_ns
+        return next(probe)
+
+    return run_burst(infer, lambda index: None, plan, lambda: STEADY, lambda: None, lambda: now, look)
+
+
+def test_a_burst_with_patience_starts_its_samples_in_quiet() -> None:
+    probes = itertools.chain([150, 150, 150], itertools.repeat(100))
+    plan = BurstPlan(seconds=0.1, patience_seconds=10.0, quiet_ns=100)
+    burst = quiet_burst(itertools.repeat(50_000_000), probes, plan)
+    assert burst.samples_ns == (50_000_000,) * 2
+    assert burst.probes_ns == (100, 100)
+
+
+def test_a_burst_with_patience_goes_on_until_one_sample_has_quiet_on_both_sides() -> None:
+    # Each sample is preceded by a quiet probe; only the fourth is followed by one.
+    probes = itertools.chain([100, 150] * 3, itertools.repeat(100))
+    plan = BurstPlan(seconds=0.05, patience_seconds=10.0, quiet_ns=100)
+    burst = quiet_burst(itertools.repeat(50_000_000), probes, plan)
+    assert burst.probes_ns == (150, 150, 150, 100)
+
+
+def test_patience_ends_and_then_samples_are_taken_as_it_is() -> None:
+    plan = BurstPlan(seconds=0.05, patience_seconds=1.0, quiet_ns=100, min_samples=3)
+    burst = quiet_burst(itertools.repeat(50_000_000), itertools.repeat(150), plan)
+    assert burst.samples_ns == (50_000_000,) * 3
+    assert burst.probes_ns == (150,) * 3
+
+
+def test_without_patience_nobody_looks() -> None:
+    burst = quiet_burst(itertools.repeat(50_000_000), [], BurstPlan(seconds=0.1))
+    assert len(burst.samples_ns) == 2
+    assert burst.probes_ns == ()

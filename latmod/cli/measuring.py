@@ -13,6 +13,7 @@ from latmod.cli.options import (
     memory_option,
     output_options,
     parse_shapes,
+    patience_option,
     runtime_option,
     shape_option,
     threads_option,
@@ -34,6 +35,7 @@ KERNEL_ROUNDS = 1
 @threads_option
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Passes over all models.")
 @click.option("--burst-seconds", type=float, default=0.5, show_default=True, help="Time budget of one burst.")
+@patience_option
 @click.option(
     "--min-samples", type=click.IntRange(1), default=2, show_default=True, help="Samples of a slow model's burst."
 )
@@ -60,6 +62,7 @@ def sweep(
     threads: int,
     rounds: int,
     burst_seconds: float,
+    patience_seconds: float,
     min_samples: int,
     max_samples: int,
     max_seconds: float,
@@ -100,6 +103,7 @@ def sweep(
         min_samples=min_samples,
         max_samples=max_samples,
         max_latency_seconds=max_seconds,
+        patience_seconds=patience_seconds,
         input_count=4,
         images=images,
         kernel_rounds=min(rounds, KERNEL_ROUNDS) if kernels else 0,
@@ -135,6 +139,7 @@ def sweep(
 @threads_option
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Passes over all models.")
 @click.option("--burst-seconds", type=float, default=0.5, show_default=True, help="Time budget of one burst.")
+@patience_option
 @shape_option
 @images_option
 @memory_option
@@ -145,6 +150,7 @@ def measure(
     threads: int,
     rounds: int,
     burst_seconds: float,
+    patience_seconds: float,
     shapes: tuple[str, ...],
     images: str,
     max_memory: float,
@@ -167,6 +173,7 @@ def measure(
         threads=threads,
         rounds=rounds,
         burst_seconds=burst_seconds,
+        patience_seconds=patience_seconds,
         shapes=parse_shapes(shapes),
         images=images,
         memory_bytes=int(max_memory * GIB),

@@ -60,6 +60,13 @@ machine_option = click.option(
 threads_option = click.option(
     "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads per inference."
 )
+patience_option = click.option(
+    "--patience-seconds",
+    type=click.FloatRange(0),
+    default=1.0,
+    show_default=True,
+    help="How long a burst may look for quiet before it takes the cores as they are (0: not at all).",
+)
 images_option = click.option(
     "--images", default="", metavar="DIR", help="Folder of photographs to make inputs from (default: the bundled ones)."
 )

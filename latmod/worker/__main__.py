@@ -17,6 +17,7 @@ from latmod.errors import LatmodError
 from latmod.graph import read_inputs
 from latmod.inputs import image_inputs, is_image, random_inputs
 from latmod.machine import disturbance, read_counters, usable_cores
+from latmod.quiet import Probe, wait_for_quiet
 from latmod.runtimes import Inputs, ProfilingSession, Runtime, find_runtime
 from latmod.timing import Reference, ReferenceLoad, run_burst
 from latmod.worker import THREAD_VARIABLES, cores_for
@@ -61,6 +62,7 @@ class _Server:
         self.runtime = runtime
         self._inputs: dict[tuple[object, ...], tuple[list[Inputs], str]] = {}
         self._reference: Callable[[], Reference] | None = None
+        self._probe = Probe().measure
 
     def answer(self, request: Request) -> Reply:
         try:
@@ -104,7 +106,13 @@ class _Server:
             clock = self.runtime.simulated_clock or time.perf_counter_ns
             outputs: list[np.ndarray] = []
             burst = run_burst(
-                session.infer, session.feed, request.plan, reference, lambda: outputs.extend(session.outputs()), clock
+                session.infer,
+                session.feed,
+                request.plan,
+                reference,
+                lambda: outputs.extend(session.outputs()),
+                clock,
+                None if self.runtime.simulated_clock else self._probe,
             )
             return BurstReply(
                 burst=burst,
@@ -128,6 +136,7 @@ class _Server:
                 raise LatmodError("this runtime tells no per-kernel times")
             session.infer()
             before = reference()
+            wait_for_quiet(self._probe, request.patience_seconds, request.quiet_ns)
             return KernelReply(kernels=session.kernels(request.seconds), before=before, after=reference())
         finally:
             session.close()

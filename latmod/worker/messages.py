@@ -29,6 +29,8 @@ class KernelRequest(ModelRequest, frozen=True, kw_only=True, tag="kernels"):
     """Ask what each kernel of a model takes."""
 
     seconds: float
+    patience_seconds: float = 0.0
+    quiet_ns: int = 0
 
 
 class ExportRequest(msgspec.Struct, frozen=True, kw_only=True, tag="export"):
