@@ -18,7 +18,7 @@ from latmod.labels import labelled_models
 from latmod.predicting import ask, choose_each
 from latmod.predictor import GraphPredictor, KernelPredictor, Predictor
 from latmod.regressors import BASELINES, candidates
-from latmod.scores import score, split_half
+from latmod.scores import median_known, score, split_half
 from latmod.study import calibrate, fit_table, make_table
 from latmod.table import observations
 
@@ -266,7 +266,7 @@ def _summary(family: str, own: Sequence[Verdict]) -> Summary:
         family=family,
         order=right / pairs if pairs else float("nan"),
         pairs=pairs,
-        noise_floor=float(np.median([one.noise for one in own])),
+        noise_floor=median_known([one.noise for one in own]),
         **found,
     )
 

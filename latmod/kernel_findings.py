@@ -1,6 +1,7 @@
 """Fit the kernel level to data sets with per-kernel times, judge it on families it has not seen, make its artifact."""
 
 import itertools
+import math
 import os
 import random
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from latmod.labels import LabelledModel, labelled_models
 from latmod.load_time import fit_load
 from latmod.predictor import Breakdown
 from latmod.runtimes import kernel_rules
-from latmod.scores import Scores, conformal_quantile, score
+from latmod.scores import Scores, conformal_quantile, median_known, score
 from latmod.study import COVERAGE
 from latmod.table import corrections
 from latmod.timing import Statistic
@@ -233,7 +234,7 @@ def _row(
         spearman=found.spearman,
         coverage=found.coverage,
         width=found.width,
-        noise_floor=float(np.median([one.noise for one in held])),
+        noise_floor=median_known([one.noise for one in held]),
         kernel_sum_mape=float(np.mean(sums)) if sums else float("nan"),
         unseen_share=float(np.mean([one.unseen_share for one in held])),
         unmatched_share=float(np.mean(unmatched)) if unmatched else float("nan"),
@@ -271,7 +272,7 @@ def _artifact(
         drift_weights=correction.weights,
         models=len(models),
         scores={name: getattr(overall, name) for name in scored},
-        noise_floor=overall.noise_floor,
+        noise_floor=None if math.isnan(overall.noise_floor) else overall.noise_floor,
         coverage=COVERAGE,
         quantiles=widths,
         rules=kernel_rules(runtime),

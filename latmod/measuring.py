@@ -1,5 +1,6 @@
 """Measure any `.onnx` file: the sweep's own worker, bursts and rounds, on a network that came from elsewhere."""
 
+import math
 import random
 import statistics
 import tempfile
@@ -119,7 +120,7 @@ def _result(
 
     bursts, quiet = undisturbed([(reply.burst.samples_ns, reply.burst.probes_ns) for reply in replies], level_ns)
     minima = tuple(float(min(samples)) for samples in bursts if samples)
-    noise = split_half(minima) if len(minima) > 1 else None
+    noise = split_half(minima)
     of_minima = Statistic.MEDIAN_OF_MINIMA if quiet else Statistic.MIN
     return MeasuredLatency(
         model=model,
@@ -128,7 +129,7 @@ def _result(
         min_ms=round(min(minima) / 1e6, 6),
         p50_ms=latency_ms(Statistic.P50),
         mean_ms=latency_ms(Statistic.MEAN),
-        noise=None if noise is None else round(noise, 5),
+        noise=None if math.isnan(noise) else round(noise, 5),
         load_ms=round(statistics.median(reply.load_ns for reply in replies) / 1e6, 3),
         status="ok" if all(reply.finite for reply in replies) else "ok, but the output is not finite",
         inputs=replies[0].inputs,

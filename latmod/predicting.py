@@ -5,6 +5,7 @@ from functools import cache
 from importlib import resources
 from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
 from latmod.errors import MachineError, PredictorError
 from latmod.graph import Graph, read_graph
@@ -12,6 +13,8 @@ from latmod.machine import Machine, read_machine, vector_unit
 from latmod.predictor import KernelPredictor, Prediction, Predictor, Query, load_predictor
 from latmod.residual import NotResidual, residual_shape
 from latmod.timing import Reference
+
+P = TypeVar("P", bound=Predictor)
 
 
 @cache
@@ -43,18 +46,28 @@ def nearest(predictors: Sequence[Predictor], here: Machine) -> tuple[Predictor, 
     return tuple(kept)
 
 
-def of_one_machine(predictors: Sequence[Predictor], here: Machine | None = None) -> tuple[Predictor, ...]:
+def of_one_machine(predictors: Sequence[Predictor], here: Machine) -> tuple[Predictor, ...]:
     """Keep the predictors of one machine, so that runtimes can be compared: that with the most runtimes.
 
-    Among several such the one most like `here`; without that the answer is the same on every machine.
+    Among several such the one most like `here`.
     """
 
     def rank(own: Sequence[Predictor]) -> tuple[int, tuple[bool, bool, bool, str]]:
-        likeness = _likeness(own[0], here) if here is not None else (True, True, True, own[0].card.machine_id)
-        return -len({one.card.runtime for one in own}), likeness
+        return -len({one.card.runtime for one in own}), _likeness(own[0], here)
 
     best: Sequence[Predictor] = min(_groups(predictors, _machine_id), key=rank, default=())
     return tuple(best)
+
+
+def sharpest(predictors: Sequence[KernelPredictor]) -> tuple[KernelPredictor, ...]:
+    """Keep for each runtime and number of threads the predictor that erred least on families it had not seen.
+
+    Whatever machine it is for: the answer is the same on every machine.
+    """
+    return tuple(
+        min(own, key=lambda one: (one.card.scores["mape"] or 0.0, one.card.machine_id, one.name))
+        for own in _groups(predictors, _setting)
+    )
 
 
 def on_machine(predictors: Sequence[Predictor], machine: str) -> tuple[Predictor, ...]:
@@ -91,9 +104,7 @@ def _setting(predictor: Predictor) -> tuple[str, int]:
     return predictor.card.runtime, predictor.card.threads
 
 
-def _groups(
-    predictors: Sequence[Predictor], key: Callable[[Predictor], tuple[str | int, ...]]
-) -> list[list[Predictor]]:
+def _groups(predictors: Sequence[P], key: Callable[[P], tuple[str | int, ...]]) -> list[list[P]]:
     """Return the predictors that have a key in common, in the order of the keys."""
     return [list(own) for _, own in groupby(sorted(predictors, key=key), key=key)]
 

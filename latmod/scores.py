@@ -4,6 +4,7 @@ r2 alone flatters, because sizes span three orders of magnitude: a constant offs
 moves it.
 """
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -85,14 +86,19 @@ def noise_floor(rounds: Sequence[Sequence[float]]) -> float:
     rounds, so each rests on half the data and the label itself, made of all rounds, is somewhat better than this.
     Models with fewer than two rounds say nothing; nan when none is left.
     """
-    halves = [split_half(row) for row in rounds if len(row) >= 2]
-    return float(np.median(halves)) if halves else float("nan")
+    return median_known([split_half(row) for row in rounds])
+
+
+def median_known(values: Sequence[float]) -> float:
+    """Return the median of those that are numbers, nan for none."""
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.median(known) if known else math.nan
 
 
 def split_half(values: Sequence[float]) -> float:
-    """Return how much the median of the odd rounds differs from that of the even ones, relative; 0 for one round."""
+    """Return how much the median of the odd rounds differs from that of the even ones, relative; nan for one round."""
     if len(values) < 2:
-        return 0.0
+        return math.nan
     return abs(statistics.median(values[0::2]) / statistics.median(values[1::2]) - 1.0)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -143,7 +144,7 @@ def table_row(one: Observation) -> dict[str, str | int | float]:
         "p50_ms": _ms(one.latency_ns(Statistic.P50)),
         "p90_ms": _ms(one.latency_ns(Statistic.P90)),
         "mean_ms": _ms(one.latency_ns(Statistic.MEAN)),
-        "noise": round(split_half(one.round_ns["min"]), 5),
+        "noise": "" if math.isnan(noise := split_half(one.round_ns["min"])) else round(noise, 5),
         "rounds": len(one.round_ns["min"]),
         "parity": one.parity,
         **{f"spec_{name}": value for name, value in flat_fields(one.spec).items()},

@@ -5,7 +5,7 @@ import pytest
 
 from latmod.errors import MachineError
 from latmod.machine import Machine, read_machine
-from latmod.predicting import choose_each, nearest, of_one_machine, on_machine, reference_predictors
+from latmod.predicting import choose_each, nearest, of_one_machine, on_machine, reference_predictors, sharpest
 from latmod.predictor import GraphPredictor, Query
 
 HERE = msgspec.structs.replace(read_machine(), cpu="this", isa=("avx2", "fma"))
@@ -40,12 +40,16 @@ def test_runtimes_are_compared_on_the_machine_that_has_most_of_them() -> None:
     own, many = [predictor(HERE)], [predictor(WIDE), predictor(WIDE, "torch")]
     assert of_one_machine([*own, *many], HERE) == tuple(many)
     assert of_one_machine([*own, predictor(WIDE)], HERE) == tuple(own)
-    assert of_one_machine([]) == ()
+    assert of_one_machine([], HERE) == ()
 
 
-def test_without_a_machine_the_answer_is_the_same_everywhere() -> None:
-    known = [predictor(machine) for machine in (WIDE, LIKE, HERE)]
-    assert of_one_machine(known) == of_one_machine(known[::-1])
+def test_the_sharpest_is_the_same_everywhere() -> None:
+    rough, sharp = (
+        GraphPredictor(one._content, msgspec.structs.replace(one.card, scores={"mape": mape}), one.name)
+        for one, mape in ((predictor(HERE), 0.08), (predictor(WIDE), 0.05))
+    )
+    other = predictor(LIKE, "torch")
+    assert sharpest([rough, sharp, other]) == sharpest([other, sharp, rough]) == (sharp, other)
 
 
 def test_a_machine_is_named_by_its_id_or_by_words_that_only_it_has() -> None:

@@ -165,11 +165,10 @@ def diff(
     """
     from latmod.differing import difference
     from latmod.graph import read_graph
-    from latmod.predicting import ask
+    from latmod.predicting import ask, sharpest
 
     limit = _fraction(fail_over)
-    known = _comparable(chosen_predictors(predictors, runtimes, machine), threads)
-    able = that_add_up_kernels(known)
+    able = sharpest(that_add_up_kernels(of_threads(chosen_predictors(predictors, runtimes, machine), threads)))
     before, after = (ask(read_graph(path, parse_shapes(shapes)), path.name) for path in (old, new))
     found = []
     for one in able:
@@ -182,14 +181,14 @@ def diff(
         sys.exit(EXIT_SLOWER)
 
 
-def _comparable(known: "tuple[Predictor, ...]", threads: int, here: "Machine | None" = None) -> "tuple[Predictor, ...]":
+def _comparable(known: "tuple[Predictor, ...]", threads: int, here: "Machine") -> "tuple[Predictor, ...]":
     """Keep the predictors for a number of threads on one machine; say so where this one has fewer runtimes' ones."""
     from latmod.predicting import of_one_machine
 
     kept = of_threads(known, threads)
     chosen = of_one_machine(kept, here)
-    own = sorted({one.card.runtime for one in kept if here is not None and one.card.machine_id == here.id})
-    if own and here is not None and chosen[0].card.machine_id != here.id:
+    own = sorted({one.card.runtime for one in kept if one.card.machine_id == here.id})
+    if own and chosen[0].card.machine_id != here.id:
         click.echo(f"note: for this machine there are only {', '.join(own)}: --machine {here.id}", err=True)
     return chosen
 

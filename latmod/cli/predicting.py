@@ -219,9 +219,12 @@ def warn_of_other_machine(predictors: Sequence["Predictor"]) -> None:
     from latmod.machine import read_machine
 
     here = read_machine()
-    for card in {one.card.machine_id: one.card for one in predictors}.values():
-        if card.machine_id != here.id:
-            click.echo(f"note: the predictions hold for {card.machine}; this machine is {here.label}", err=True)
+    machines = {one.card.machine_id: one.card.machine for one in predictors}
+    for machine_id, machine in machines.items():
+        if machine_id != here.id:
+            runtimes = sorted({one.card.runtime for one in predictors if one.card.machine_id == machine_id})
+            whose = f"for {', '.join(runtimes)} " if len(machines) > 1 else ""
+            click.echo(f"note: the predictions {whose}hold for {machine}; this machine is {here.label}", err=True)
 
 
 def _prediction_row(one: "Prediction", with_threads: bool) -> Row:
