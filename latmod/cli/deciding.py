@@ -1,6 +1,7 @@
 """The commands that answer a question: compare, plan, diff."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -175,7 +176,8 @@ def diff(
         was, now = one.breakdown(before), one.breakdown(after)
         found.append(difference(one.card.runtime, was, now, one.card.pair_quantile))
     warn_of_other_machine(able)
-    write(_diff_text(found, old.name, new.name, limit, top, Format(style)), output)
+    machines = [one.card.machine for one in able]
+    write(_diff_text(found, machines, old.name, new.name, limit, top, Format(style)), output)
     if any(one.surely_above > 1.0 + limit for one in found):
         click.echo(f"slower by more than {fail_over} with 90 % confidence", err=True)
         sys.exit(EXIT_SLOWER)
@@ -243,13 +245,18 @@ def _fraction(text: str) -> float:
     return value
 
 
-def _diff_text(found: "list[Difference]", old: str, new: str, limit: float, top: int, style: Format) -> str:
-    """Return the changes, and the kernels to blame: one document in JSON, two tables otherwise."""
+def _diff_text(
+    found: "list[Difference]", machines: Sequence[str], old: str, new: str, limit: float, top: int, style: Format
+) -> str:
+    """Return the changes, and the kernels to blame: one document in JSON, two tables otherwise.
+
+    `machines` are those that the latencies hold for, as people call them: they may differ between runtimes.
+    """
     if style in (Format.JSON, Format.CSV):
         rows: list[Row] = []
-        for one in found:
-            whole = {"runtime": one.runtime, "old_ms": one.old_ms, "new_ms": one.new_ms, "ratio": one.ratio,
-                     "low": one.low, "high": one.high, "surely_above": one.surely_above,
+        for one, machine in zip(found, machines, strict=True):
+            whole = {"runtime": one.runtime, "machine": machine, "old_ms": one.old_ms, "new_ms": one.new_ms,
+                     "ratio": one.ratio, "low": one.low, "high": one.high, "surely_above": one.surely_above,
                      "fails": one.surely_above > 1.0 + limit}  # fmt: skip
             named = [_rounded(msgspec.to_builtins(blame)) for blame in one.blames[:top]]
             if style is Format.JSON:
@@ -267,8 +274,9 @@ def _diff_text(found: "list[Difference]", old: str, new: str, limit: float, top:
             "90 % interval": f"{_signed(one.low)} .. {_signed(one.high)}",
             f"over {percent(limit, 0)}": "yes, surely" if one.surely_above > 1.0 + limit
             else "no" if one.high <= 1.0 + limit else "cannot be told",
+            "machine": machine,
         }
-        for one in found
+        for one, machine in zip(found, machines, strict=True)
     ]  # fmt: skip
     text = render(head, style)
     blames: list[Row] = [

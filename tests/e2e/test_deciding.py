@@ -53,6 +53,7 @@ def test_diff_gives_the_same_bytes_again(style: str) -> None:
     if style == "json":
         (one, *_) = json.loads(first)
         assert one["low"] < one["ratio"] < one["high"]
+        assert "AMD EPYC" in one["machine"]
         assert {"change", "kernel", "share"} <= one["blames"][0].keys()
 
 
