@@ -25,7 +25,7 @@ _TURNS = 12
 14.9 % in OpenVINO, 24.1, 21.9 and 20.0 % in tract, 27.3, 27.8 and 27.2 % in MNN.
 
 Rates alone are fitted, no residual: with 150 trees after 2 turns all four engines that tell nothing came out worse
-(median error 12 to 22 % for 12 to 19 %). Trees learn the noise of single networks, which all their kernels share.
+(MAPE 18 to 42 % for 16 to 28 %). Trees learn the noise of single networks, which all their kernels share.
 """
 
 _PULL = 1.0
