@@ -16,7 +16,7 @@ import msgspec
 
 from latmod.errors import DatasetError
 from latmod.machine import Disturbance, Machine
-from latmod.quiet import quiet_level, undisturbed
+from latmod.quiet import QuietLevels, undisturbed
 from latmod.timing import Reference, Statistic, median_reference, over_rounds
 
 R = TypeVar("R")
@@ -339,15 +339,12 @@ def final_bursts(measurements: list[Measurement]) -> dict[tuple[str, str], dict[
     return found
 
 
-def quiet_levels(measurements: Iterable[Measurement]) -> dict[str, int]:
-    """Return what a probe took on quiet cores, by runtime, in ns; 0 where nobody looked.
-
-    Each engine leaves a core's caches in another state, and each runs in a process of its own.
-    """
-    fastest: dict[str, list[int]] = {}
+def quiet_levels(measurements: Iterable[Measurement]) -> QuietLevels:
+    """Return what probes took on quiet cores."""
+    levels = QuietLevels()
     for m in measurements:
-        fastest.setdefault(m.runtime, []).extend([min(m.probes_ns)] if m.probes_ns else [])
-    return {runtime: quiet_level(own) for runtime, own in fastest.items()}
+        levels.add(m.runtime, m.probes_ns)
+    return levels
 
 
 def undisturbed_minima(rounds: Iterable[Measurement], level_ns: int) -> tuple[dict[int, float], bool]:

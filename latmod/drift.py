@@ -89,7 +89,7 @@ _Group = tuple[NDArray[np.float64], NDArray[np.float64]]
 def _groups(runtime: str, measurements: list[Measurement], nominal: Reference) -> list[_Group]:
     """Return for each model of a runtime its states [rounds, 3] and log minima [rounds]."""
     found = []
-    level_ns = quiet_levels(measurements).get(runtime, 0)
+    level_ns = quiet_levels(measurements).level(runtime)
     for (_, name), rounds in final_bursts(measurements).items():
         if name == runtime:
             minima, _ = undisturbed_minima(rounds.values(), level_ns)

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from latmod.graph import strip_weights
-from latmod.quiet import quiet_level, undisturbed
+from latmod.quiet import QuietLevels, undisturbed
 from latmod.runtimes import Model, Settings, find_runtime
 from latmod.scores import split_half
 from latmod.sweeping import ask_burst
@@ -61,7 +61,7 @@ def measure(
         find_runtime(name).version()
     replies: dict[tuple[Path, str], list[BurstReply]] = {}
     failures: dict[tuple[Path, str], str] = {}
-    fastest: dict[str, list[int]] = {name: [] for name in runtimes}
+    levels = QuietLevels()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="latmod-")))
         stripped = {path: _weight_free(path, folder / f"{index}.onnx", shapes) for index, path in enumerate(paths)}
@@ -79,7 +79,7 @@ def measure(
                     model=Model(path=str(stripped[path])),
                     settings=Settings(threads=threads),
                     plan=BurstPlan(
-                        seconds=burst_seconds, patience_seconds=patience_seconds, quiet_ns=quiet_level(fastest[name])
+                        seconds=burst_seconds, patience_seconds=patience_seconds, quiet_ns=levels.level(name)
                     ),
                     images=images,
                 )
@@ -89,10 +89,9 @@ def measure(
                     notify(f"{path} in {name}: {reason}")
                 else:
                     replies.setdefault((path, name), []).append(reply)
-                    fastest[name].extend([min(reply.burst.probes_ns)] if reply.burst.probes_ns else [])
-    levels = {name: quiet_level(own) for name, own in fastest.items()}
+                    levels.add(name, reply.burst.probes_ns)
     return [
-        _result(path, name, replies.get((path, name), []), failures, levels[name])
+        _result(path, name, replies.get((path, name), []), failures, levels.level(name))
         for path in stripped
         for name in runtimes
     ]

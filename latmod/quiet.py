@@ -63,6 +63,26 @@ def quiet_level(fastest_ns: Sequence[int]) -> int:
     return int(np.percentile(fastest_ns, _LEVEL_PERCENTILE)) if fastest_ns else 0
 
 
+class QuietLevels:
+    """Keep what a probe takes on quiet cores, by runtime.
+
+    Each engine leaves a core's caches in another state, and each runs in a process of its own.
+    """
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self._fastest_ns: dict[str, list[int]] = {}
+
+    def add(self, runtime: str, probes_ns: Sequence[int]) -> None:
+        """Take in the probes of one burst; none says nothing."""
+        if probes_ns:
+            self._fastest_ns.setdefault(runtime, []).append(min(probes_ns))
+
+    def level(self, runtime: str) -> int:
+        """Return the level in ns; 0 where nobody looked."""
+        return quiet_level(self._fastest_ns.get(runtime, ()))
+
+
 def is_quiet(probe_ns: int, level_ns: int) -> bool:
     """Return whether a probe was undisturbed."""
     return probe_ns <= level_ns * (1.0 + QUIET_WITHIN)

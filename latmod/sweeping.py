@@ -206,14 +206,14 @@ def _measure_all(folder: DatasetFolder, card: Card, log: Logs, workers: dict[str
             continue
         line = ""
         if one.kernels:
-            told = _kernel_burst(folder, card, one, workers[one.runtime], levels.get(one.runtime, 0))
+            told = _kernel_burst(folder, card, one, workers[one.runtime], levels.level(one.runtime))
             log.append(told)
             line = f"{one.model.model} in {one.runtime}: no per-kernel times: {told.reason}" if told.reason else ""
-        settled = _settled_burst(folder, card, one, workers[one.runtime], levels.get(one.runtime, 0))
+        settled = _settled_burst(folder, card, one, workers[one.runtime], levels.level(one.runtime))
         for measurement, settings in () if one.kernels else settled:
             log.append(measurement)
             measurements.append(measurement)
-            levels = quiet_levels(measurements)
+            levels.add(one.runtime, measurement.probes_ns)
             if settings and one.runtime not in card.settings:
                 card = msgspec.structs.replace(card, settings={**card.settings, one.runtime: settings})
                 folder.write_card(card)

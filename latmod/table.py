@@ -62,7 +62,7 @@ def observations(
         for name in measured:
             rounds = bursts[model.model, name]
             round_ns, quiet = _round_values(
-                [rounds[number] for number in sorted(rounds)], known.get(name), levels[name]
+                [rounds[number] for number in sorted(rounds)], known.get(name), levels.level(name)
             )
             found.append(
                 Observation(
