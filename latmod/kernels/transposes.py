@@ -1,7 +1,8 @@
 """How onnxruntime moves transposes towards the outputs until they meet and cancel (its transpose optimizer), in part.
 
-Pushed are transposes through a Gather of one position, through a Reshape that only puts a dim of 1 first, and through
-sums whose inputs all carry the same one; those that follow each other become one.
+Pushed are transposes through a Gather of one position, through a Reshape that only puts a dim of 1 first, through
+reductions that keep their dims, and through sums whose inputs all carry the same one; those that follow each other
+become one.
 """
 
 from latmod.kernels.rewriting import Rewriter, Step
@@ -15,6 +16,7 @@ def move_transposes(work: Rewriter) -> None:
     for _ in range(_MAX_PASSES):
         changed = _join(work)
         changed |= _push_through_gathers(work)
+        changed |= _push_through_reductions(work)
         changed |= _push_through_sums(work)
         changed |= _push_through_unsqueezes(work)
         if not changed:
@@ -76,6 +78,24 @@ def _push_through_gathers(work: Rewriter) -> bool:
         shape = tuple(size for dim, size in enumerate(work.shape(source)) if dim != moved)
         step.attributes = {"axis": moved}
         _transpose_after(work, step, [source, step.inputs[1]], shape, tuple(dim - (dim > moved) for dim in rest))
+        _drop_unread(work, before)
+        changed = True
+    return changed
+
+
+def _push_through_reductions(work: Rewriter) -> bool:
+    """Reduce first and transpose the little that is left, also where others read the transposed input."""
+    changed = False
+    for step in work.live():
+        before = work.producers.get(step.inputs[0]) if step.op.startswith("Reduce") else None
+        if before is None or before.op != "Transpose" or step.out in work.results:
+            continue
+        source, perm = work.shape(before.inputs[0]), permutation(work, before)
+        reduced = work.shape(step.out)
+        if len(reduced) != len(source):
+            continue
+        shape = tuple(reduced[perm.index(dim)] for dim in range(len(source)))
+        _transpose_after(work, step, [before.inputs[0], *step.inputs[1:]], shape, perm)
         _drop_unread(work, before)
         changed = True
     return changed
