@@ -20,6 +20,7 @@ from latmod.errors import DatasetError, MachineError
 from latmod.families import FAMILIES
 from latmod.findings import Artifact
 from latmod.kernel_study import Folds, Held, Part, decompose, leave_families_out, quantiles
+from latmod.kernels import nearest_rules
 from latmod.kernels.columns import PHYSICAL
 from latmod.labels import LabelledModel, labelled_models
 from latmod.load_time import fit_load
@@ -92,18 +93,19 @@ def fit_kernel_level(
     """Fit one predictor per runtime to all data sets that have it; the first of them gives it its name.
 
     To per-kernel times where a runtime told any, else to whole latencies alone, starting from what is `near`: the same
-    runtime's prices on this machine with other threads, or those of the runtime whose kernel rules it shares, where
-    that is fitted to the same data sets. `totals_only` forgets what was told. Raises MachineError where machines,
-    versions or threads differ; DatasetError for fewer than three families, or published networks, which are there to
-    test on.
+    runtime's prices on this machine with other threads, or those of the runtime whose kernel rules it shares (or
+    nearly), where that is fitted to the same data sets. `totals_only` forgets what was told. Raises MachineError where
+    machines, versions or threads differ; DatasetError for fewer than three families, or published networks, which are
+    there to test on.
     """
     cards = [folder.read_card() for folder in folders]
     _check(folders, cards)
     declared = dict.fromkeys(name for card in cards for name in card.runtimes)
     names = [name for name in declared if not runtimes or name in runtimes]
+    nearest = {name: nearest_rules(kernel_rules(name)) for name in declared}
     # What others start from is needed too, and comes first.
     needed = sorted(
-        {*names, *({kernel_rules(name) for name in names} & set(declared))}, key=lambda n: (kernel_rules(n) != n, n)
+        {*names, *({nearest[name] for name in names} & set(declared))}, key=lambda name: (nearest[name] != name, name)
     )
     models: dict[str, list[LabelledModel]] = {name: [] for name in needed}
     known: dict[str, Correction] = {}
@@ -117,7 +119,7 @@ def fit_kernel_level(
     others = {one.runtime: one.fits for one in near if one.artifact.card.machine_id == cards[0].machine.id}
     fits: dict[str, Fits] = {}
     for name in needed:
-        start = others.get(name) or fits.get(kernel_rules(name))
+        start = others.get(name) or fits.get(nearest[name])
         fits[name] = _fit(models[name], start, seed, jobs or os.cpu_count() or 1)
     reports = [
         _report([card for card in cards if name in card.runtimes], name, models[name], known[name], fits[name], seed)

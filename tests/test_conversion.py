@@ -14,7 +14,7 @@ from latmod.graph import read_graph, read_inputs  # noqa: E402
 from latmod.inputs import random_inputs  # noqa: E402
 from latmod.kernels import kernels  # noqa: E402
 from latmod.runtimes import Model, Settings, find_runtime  # noqa: E402
-from latmod.runtimes.conversion import convert_graph  # noqa: E402
+from latmod.runtimes.conversion import convert_graph, literal_shapes  # noqa: E402
 
 
 class Written(nn.Module):
@@ -74,3 +74,26 @@ def test_graphs_of_old_exporters_convert(network: str, tmp_path: Path) -> None:
     found = parts(convert_graph(path, weight_seed=0))
     assert "ConstantOfShape" not in " ".join(found)
     assert len(found) == len(kernels(read_graph(path), "torch"))
+
+
+class Shapely(nn.Module):
+    """Reshape, cut, widen, split, pad and pick: what exporters write with shapes and positions as tensors."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.pad(x, [0, 1, 2, 0])[:, :, 2:, :4] + x[:, 2].unsqueeze(1)
+        left, right = x[:, 1:].reshape(2, 3, 8, 2).split([3, 5], dim=2)
+        wide = left.sum(dim=1, keepdim=True).unsqueeze(0).expand(1, 2, 3, 3, 2)
+        return torch.cat([wide.flatten(0, 1).flatten(1), right[:, :, ::2].flatten(1)], dim=1)
+
+
+def test_shapes_become_numbers_that_a_compiler_can_read(tmp_path: Path) -> None:
+    path = tmp_path / "shapely.onnx"
+    export_model(Shapely(), (2, 4, 4, 4), path)
+    module = convert_graph(path, weight_seed=0)
+    spelled = {"OnnxReshape", "OnnxSlice", "OnnxExpand", "OnnxSplit13", "OnnxPadDynamic", "OnnxGather"}
+    assert spelled <= set(parts(module))
+    x = torch.from_numpy(random_inputs(read_inputs(path), 1, seed=0)[0]["input"])
+    before = module(x)
+    literal_shapes(module, [x])
+    assert not spelled & set(parts(module))
+    torch.testing.assert_close(module(x), before, rtol=0, atol=0)

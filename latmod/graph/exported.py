@@ -80,8 +80,9 @@ def _module_name(node: NodeProto, leaves: frozenset[str]) -> str:
     """Turn `/module/layer1/layer1.0/conv1/Conv` into `layer1.0.conv1`; keep the operator where no leaf ran it.
 
     The exporter repeats a container's own name before the position of a child, and numbers the later calls of a module.
+    A network that has no modules is a leaf itself, whose name is empty: no name for a value.
     """
-    *scopes, operator = node.name.removeprefix("/module/").split("/")
+    *scopes, operator = node.name.removeprefix("/module/").removeprefix("/").split("/")
     path: list[str] = []
     for scope in scopes:
         if path and scope.startswith(f"{path[-1]}."):
@@ -89,6 +90,6 @@ def _module_name(node: NodeProto, leaves: frozenset[str]) -> str:
         path.append(scope)
     name = ".".join(path)
     first_call = re.sub(r"_\d+$", "", name)
-    if name in leaves or first_call in leaves:
+    if path and (name in leaves or first_call in leaves):
         return name if name in leaves else first_call
     return ".".join((*path, operator.lower()))

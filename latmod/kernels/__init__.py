@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from latmod.graph import Graph
 from latmod.kernels.kernel import FIELDS, Kernel, describe
+from latmod.kernels.ncnn import copy_reshapes
 from latmod.kernels.onnxruntime import optimise
 from latmod.kernels.torch import run_eagerly
 
@@ -11,12 +12,19 @@ from latmod.kernels.torch import run_eagerly
 def kernels(graph: Graph, rules: str, *, isa: Iterable[str] = (), threads: int = 1) -> tuple[Kernel, ...]:
     """Return the kernels of a graph by the rules of a runtime, on a machine with an instruction set, in no order.
 
-    There are those of onnxruntime and of torch; by any other name a graph runs node by node, as in torch. Raises
-    GraphError where shapes contradict an operator.
+    There are those of onnxruntime, of ncnn and of torch; by any other name a graph runs node by node, as in torch.
+    Raises GraphError where shapes contradict an operator.
     """
     if rules == "onnxruntime":
         return describe(optimise(graph, block=channel_block(isa)))
+    if rules == "ncnn":
+        return describe(copy_reshapes(optimise(graph, block=channel_block(isa))))
     return describe(run_eagerly(graph, threads=threads))
+
+
+def nearest_rules(rules: str) -> str:
+    """Return the rules that some rules differ from in a few kernels only; else the same."""
+    return "onnxruntime" if rules == "ncnn" else rules
 
 
 def channel_block(isa: Iterable[str]) -> int:
@@ -27,4 +35,4 @@ def channel_block(isa: Iterable[str]) -> int:
     return 8 if "avx" in found or "avx2" in found else 1
 
 
-__all__ = ["FIELDS", "Kernel", "channel_block", "kernels"]
+__all__ = ["FIELDS", "Kernel", "channel_block", "kernels", "nearest_rules"]

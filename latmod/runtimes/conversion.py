@@ -5,11 +5,13 @@ and position tables that no input influences, and spells an activation as five o
 once, and the second become one module again. (Swin-T: 184 ms node by node, 126 ms as torchvision runs it.)
 """
 
+import operator
 import warnings
+from collections.abc import Callable, Sequence
 from math import sqrt
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from latmod.errors import UnsupportedModelError
 from latmod.graph import explicit_model, weight_slots
@@ -144,3 +146,76 @@ def _is_scaled(module: "fx.GraphModule", node: "fx.Node", wanted: float) -> bool
         return False
     value: torch.Tensor = attrgetter(str(constant.target))(module)
     return value.numel() == 1 and abs(float(value) / wanted - 1.0) < 1e-3
+
+
+def literal_shapes(module: "fx.GraphModule", inputs: "Sequence[torch.Tensor]") -> None:
+    """Put numbers in the place of shapes, axes and positions that onnx2torch's modules read from tensors.
+
+    A compiler cannot look into tensors. The numbers are those that hold for inputs of these shapes.
+    """
+    import torch
+    from torch.fx.passes.shape_prop import ShapeProp
+
+    with torch.no_grad():
+        ShapeProp(module).propagate(*inputs)
+    for node in list(module.graph.nodes):
+        call = _literal_call(module, node)
+        if call is None:
+            continue
+        function, args = call
+        with module.graph.inserting_before(node):
+            made = module.graph.call_function(function, (node.args[0], *args))
+        node.replace_all_uses_with(made)
+    _tidy(module)
+
+
+def _literal_call(module: "fx.GraphModule", node: "fx.Node") -> "tuple[Callable[..., Any], tuple[Any, ...]] | None":
+    """Return which function of which numbers does the same as a module, None where it reads no tensor for them."""
+    import torch
+
+    kind = _part_name(module, node)
+    if kind in ("OnnxReshape", "OnnxSqueezeDynamicAxes", "OnnxUnsqueezeDynamicAxes"):
+        return torch.reshape, (_shape(node),)
+    if kind == "OnnxExpand":
+        return torch.Tensor.expand, (_shape(node),)
+    numbers = [_numbers(module, one) for one in node.args[1:]]
+    if not numbers or numbers[0] is None:
+        return None
+    part: Any = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if kind == "OnnxSplit13":
+        return torch.split, (numbers[0], part.axis)
+    if kind == "OnnxGather" and _shape(node.args[1]) == ():
+        return torch.select, (part._axis, numbers[0][0])
+    if kind == "OnnxPadDynamic" and part.mode == "constant" and numbers[1:] in ([], [[0]]):
+        before, after = numbers[0][: len(numbers[0]) // 2], numbers[0][len(numbers[0]) // 2 :]
+        pairs = zip(reversed(before), reversed(after), strict=True)
+        return torch.nn.functional.pad, ([size for pair in pairs for size in pair],)
+    if kind == "OnnxSlice" and None not in numbers:
+        slices = _slices(len(_shape(node)), *(one for one in numbers if one is not None))
+        return (operator.getitem, (slices,)) if slices is not None else None
+    return None
+
+
+def _shape(node: Any) -> tuple[int, ...]:
+    return tuple(node.meta["tensor_meta"].shape)
+
+
+def _numbers(module: "fx.GraphModule", node: object) -> list[int] | None:
+    """Return what a constant of a graph holds, None for anything else."""
+    if getattr(node, "op", "") != "get_attr":
+        return None
+    value: torch.Tensor = attrgetter(str(node.target))(module)  # type: ignore[attr-defined]
+    return [int(one) for one in value.flatten().tolist()]
+
+
+def _slices(
+    rank: int, starts: list[int], ends: list[int], axes: list[int] | None = None, steps: list[int] | None = None
+) -> tuple[slice, ...] | None:
+    """Return what Slice cuts out of each dim, None where it goes backwards."""
+    found = [slice(None)] * rank
+    for position, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        step = steps[position] if steps else 1
+        if step < 0:
+            return None
+        found[axes[position] if axes else position] = slice(start, end, step)
+    return tuple(found)

@@ -25,7 +25,7 @@ class Ncnn:
 
     name = "ncnn"
     extra = "ncnn"
-    rules = "onnxruntime"
+    rules = "ncnn"
     source = "the .onnx file, converted by pnnx"
     tolerance = 1e-3
     # It has no profiler; extracting blob after blob disturbs what it measures by 30 %.

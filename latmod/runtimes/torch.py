@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,38 +42,46 @@ class Torch:
         """Build or convert the module; raise UnsupportedModelError naming the operator that has no conversion."""
         import torch
 
-        torch.set_num_threads(settings.threads)
-        flushed = torch.set_flush_denormal(True)
         native = bool(model.family) and FAMILIES[model.family].native and not settings.profile
-        module = _build(model) if native else convert_graph(Path(model.path), model.weight_seed)
-        graph_inputs = tuple(inputs[0])
-        tensors = [tuple(torch.from_numpy(one[name]) for name in graph_inputs) for one in inputs]
-        session = TorchSession(module.eval().requires_grad_(False), tensors)
-        session.settings = {
-            "threads": torch.get_num_threads(),
-            "mode": "eager, inference_mode",
-            "memory_format": "contiguous",
-            "mkldnn": bool(torch.backends.mkldnn.is_available()),  # type: ignore[no-untyped-call]
-            "flush_denormals": flushed,
-            "source": f"family {model.family}" if native else "onnx2torch",
-        }
-        return session
+        module, own = load_module(model, settings.threads, native=native)
+        return TorchSession(module, inputs, torch.inference_mode, own | {"mode": "eager, inference_mode"})
 
 
-class TorchSession:
+def load_module(model: Model, threads: int, *, native: bool) -> tuple["torch.nn.Module", dict[str, str | int | bool]]:
+    """Return a model as a module to infer with (the family's own, or its graph converted), and torch's settings."""
+    import torch
+
+    torch.set_num_threads(threads)
+    flushed = torch.set_flush_denormal(True)
+    module = _build(model) if native else convert_graph(Path(model.path), model.weight_seed)
+    return module.eval().requires_grad_(False), {
+        "threads": torch.get_num_threads(),
+        "memory_format": "contiguous",
+        "mkldnn": bool(torch.backends.mkldnn.is_available()),  # type: ignore[no-untyped-call]
+        "flush_denormals": flushed,
+        "source": f"family {model.family}" if native else "onnx2torch",
+    }
+
+
+class ModuleSession:
     """Hold a module and its inputs."""
 
-    settings: dict[str, str | int | bool]
-
-    def __init__(self, module: "torch.nn.Module", tensors: list[tuple["torch.Tensor", ...]]) -> None:
-        """Keep the module and one tuple of positional inputs per input."""
+    def __init__(
+        self,
+        module: "torch.nn.Module",
+        inputs: Sequence[Inputs],
+        mode: Callable[[], AbstractContextManager[Any]],
+        settings: dict[str, str | int | bool],
+    ) -> None:
+        """Keep the module and the inputs as tensors, by position; `mode` is what it runs in."""
         import torch
 
+        self.settings = settings
         self._module = module
-        self._tensors = tensors
-        self._input = tensors[0]
+        self._tensors = [tuple(torch.from_numpy(one[name]) for name in inputs[0]) for one in inputs]
+        self._input = self._tensors[0]
         self._result: torch.Tensor | tuple[torch.Tensor, ...] | None = None
-        self._inference_mode = torch.inference_mode
+        self._mode = mode
 
     def feed(self, index: int) -> None:
         """Choose one input."""
@@ -80,7 +89,7 @@ class TorchSession:
 
     def infer(self) -> None:
         """Run once."""
-        with self._inference_mode():
+        with self._mode():
             self._result = self._module(*self._input)
 
     def outputs(self) -> list[np.ndarray]:
@@ -88,6 +97,14 @@ class TorchSession:
         result = self._result
         parts = result if isinstance(result, tuple | list) else () if result is None else (result,)
         return [part.numpy() for part in parts]
+
+    def close(self) -> None:
+        """Drop the module."""
+        del self._module, self._tensors, self._input, self._result
+
+
+class TorchSession(ModuleSession):
+    """Hold a module that can also tell what each of its parts takes."""
 
     def kernels(self, seconds: float) -> tuple[KernelTime, ...]:
         """Run for about so many seconds, at least four times, with a clock around every operator's module.
@@ -110,10 +127,6 @@ class TorchSession:
             KernelTime(op="", inputs=(), outputs=(), value=mapping.outputs[0], count=1, ns=round(ns))
             for (_, mapping), ns in zip(parts, fastest_third(runs), strict=True)
         )
-
-    def close(self) -> None:
-        """Drop the module."""
-        del self._module, self._tensors, self._input, self._result
 
 
 def _timed(forward: Callable[..., Any], times: list[float], position: int) -> Callable[..., Any]:

@@ -25,7 +25,7 @@ from latmod.runtimes import (
 
 ENGINES = {
     "fake": "numpy", "onnxruntime": "onnxruntime", "torch": "torch",
-    "openvino": "openvino", "mnn": "MNN", "ncnn": "ncnn", "tract": "tract",
+    "openvino": "openvino", "mnn": "MNN", "ncnn": "ncnn", "tract": "tract", "torch-compile": "torch",
 }  # fmt: skip
 """The runtimes, and the module that is there where the engine is installed."""
 NAMES = tuple(ENGINES)
@@ -191,11 +191,14 @@ def test_memory_is_freed_on_close(name: str, tmp_path: Path, inputs: list[Inputs
         session.infer()
         session.close()
 
-    open_and_close()
-    before = resident_bytes()
-    for _ in range(15):
+    # Compiling takes seconds, and fills caches of its own at first.
+    before_openings, openings, limit_bytes = (2, 4, 120e6) if name == "torch-compile" else (1, 15, 250e6)
+    for _ in range(before_openings):
         open_and_close()
-    assert resident_bytes() - before < 250e6
+    before = resident_bytes()
+    for _ in range(openings):
+        open_and_close()
+    assert resident_bytes() - before < limit_bytes
 
 
 @pytest.mark.parametrize("name", REAL)

@@ -1,0 +1,25 @@
+"""What ncnn does otherwise than onnxruntime, whose rules it shares."""
+
+from pathlib import Path
+
+from latmod.graph import read_graph
+from latmod.kernels import kernels
+
+GRAPHS = Path(__file__).parents[2] / "datasets" / "zoo" / "graphs"
+
+
+def test_rows_that_become_an_image_are_copied() -> None:
+    """In ConvNeXt each block has two products over the pixels of an image, and goes back to images after both."""
+    graph = read_graph(GRAPHS / "convnext_tiny.onnx")
+    own, like = (kernels(graph, rules, isa=("avx2",)) for rules in ("ncnn", "onnxruntime"))
+    copied = [kernel for kernel in own if kernel.kind == "RowsToImage"]
+    assert len(copied) == len([kernel for kernel in like if kernel.op == "Gemm" and kernel.number("rows") > 1])
+    assert all(kernel.number("bytes_out") > 0 for kernel in copied)
+    assert [kernel for kernel in own if kernel not in copied] == [
+        kernel for kernel in like if kernel.values not in [copy.values for copy in copied]
+    ]
+
+
+def test_rows_that_stay_rows_are_not() -> None:
+    found = kernels(read_graph(GRAPHS / "vit_b_16.onnx"), "ncnn", isa=("avx2",))
+    assert "RowsToImage" not in {kernel.kind for kernel in found}
