@@ -3,6 +3,9 @@
 On a shared machine a neighbour on the other thread of a core slows everything by a quarter to a half, for tens of
 milliseconds to seconds at a time. A burst that waits for quiet, and a latency made of samples with quiet on both sides,
 then repeat to 2-3 % where bursts' minima scatter by 6-12 % (measured on nine networks, 14 bursts each).
+
+What it does not see is a neighbour elsewhere that uses up the memory's or the last cache's bandwidth, for hours: the
+copy of the reference load, and with it the correction of drift, tells of that.
 """
 
 import time
