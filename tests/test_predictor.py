@@ -181,7 +181,8 @@ def test_those_that_add_up_kernels_grow_with_batch_and_resolution(model):
     ]
     for by_side in zip(*latencies, strict=True):
         assert list(by_side) == sorted(by_side)
-    assert all(0.2 < one.latency_ms < 1000 for one in predict(path, predictors=adding))
+    # ncnn takes 1.1 s for ConvNeXt-T, the others 0.1 s.
+    assert all(0.2 < one.latency_ms < 2000 for one in predict(path, predictors=adding))
 
 
 def test_the_card_survives_the_file(files, varied):
