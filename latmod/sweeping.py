@@ -209,17 +209,18 @@ def _measure_all(folder: DatasetFolder, card: Card, log: Logs, workers: dict[str
             told = _kernel_burst(folder, card, one, workers[one.runtime], levels.level(one.runtime))
             log.append(told)
             line = f"{one.model.model} in {one.runtime}: no per-kernel times: {told.reason}" if told.reason else ""
-        settled = _settled_burst(folder, card, one, workers[one.runtime], levels.level(one.runtime))
-        for measurement, settings in () if one.kernels else settled:
-            log.append(measurement)
-            measurements.append(measurement)
-            levels.add(one.runtime, measurement.probes_ns)
-            if settings and one.runtime not in card.settings:
-                card = msgspec.structs.replace(card, settings={**card.settings, one.runtime: settings})
-                folder.write_card(card)
-            if measurement.status in ("failed", "skipped"):
-                dropped = dropped_pairs(measurements)
-                line = f"{one.model.model} in {one.runtime}: {measurement.status}: {measurement.reason}"
+        else:
+            bursts = _settled_burst(folder, card, one, workers[one.runtime], levels.level(one.runtime))
+            for measurement, settings in bursts:
+                log.append(measurement)
+                measurements.append(measurement)
+                levels.add(one.runtime, measurement.probes_ns)
+                if settings and one.runtime not in card.settings:
+                    card = msgspec.structs.replace(card, settings={**card.settings, one.runtime: settings})
+                    folder.write_card(card)
+                if measurement.status in ("failed", "skipped"):
+                    dropped = dropped_pairs(measurements)
+                    line = f"{one.model.model} in {one.runtime}: {measurement.status}: {measurement.reason}"
         left = (time.monotonic() - start) / position * (len(todo) - position)
         phase = f"round {one.round + 1}/{card.protocol.rounds}"
         notify(Progress(phase=phase, done=total - len(todo) + position, total=total, seconds_left=left, line=line))

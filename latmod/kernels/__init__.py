@@ -15,11 +15,12 @@ def kernels(graph: Graph, rules: str, *, isa: Iterable[str] = (), threads: int =
     There are those of onnxruntime, of ncnn and of torch; by any other name a graph runs node by node, as in torch.
     Raises GraphError where shapes contradict an operator.
     """
-    if rules == "onnxruntime":
-        return describe(optimise(graph, block=channel_block(isa)))
+    if nearest_rules(rules) != "onnxruntime":
+        return describe(run_eagerly(graph, threads=threads))
+    work = optimise(graph, block=channel_block(isa))
     if rules == "ncnn":
-        return describe(copy_reshapes(optimise(graph, block=channel_block(isa))))
-    return describe(run_eagerly(graph, threads=threads))
+        copy_reshapes(work)
+    return describe(work)
 
 
 def nearest_rules(rules: str) -> str:

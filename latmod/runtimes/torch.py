@@ -42,16 +42,20 @@ class Torch:
         """Build or convert the module; raise UnsupportedModelError naming the operator that has no conversion."""
         import torch
 
-        native = bool(model.family) and FAMILIES[model.family].native and not settings.profile
-        module, own = load_module(model, settings.threads, native=native)
+        module, own = load_module(model, settings)
         return TorchSession(module, inputs, torch.inference_mode, own | {"mode": "eager, inference_mode"})
 
 
-def load_module(model: Model, threads: int, *, native: bool) -> tuple["torch.nn.Module", dict[str, str | int | bool]]:
-    """Return a model as a module to infer with (the family's own, or its graph converted), and torch's settings."""
+def load_module(model: Model, settings: Settings) -> tuple["torch.nn.Module", dict[str, str | int | bool]]:
+    """Return a model as a module to infer with, and what torch says that it uses.
+
+    It is the family's own module where there is one, else the graph converted; to profile always that, whose parts say
+    which values they write.
+    """
     import torch
 
-    torch.set_num_threads(threads)
+    native = bool(model.family) and FAMILIES[model.family].native and not settings.profile
+    torch.set_num_threads(settings.threads)
     flushed = torch.set_flush_denormal(True)
     module = _build(model) if native else convert_graph(Path(model.path), model.weight_seed)
     return module.eval().requires_grad_(False), {

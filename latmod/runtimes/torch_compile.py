@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 
 from latmod.errors import RuntimeMissingError, UnsupportedModelError
-from latmod.families import FAMILIES
 from latmod.runtimes import Inputs, Model, Settings, installed_version
 from latmod.runtimes.conversion import literal_shapes
 from latmod.runtimes.files import one_line
@@ -41,8 +40,7 @@ class TorchCompile:
         import torch._inductor.config
 
         self.version()
-        native = bool(model.family) and FAMILIES[model.family].native
-        module, own = load_module(model, settings.threads, native=native)
+        module, own = load_module(model, settings)
         if isinstance(module, torch.fx.GraphModule):
             literal_shapes(module, [torch.from_numpy(value) for value in inputs[0].values()])
         torch._dynamo.reset()
