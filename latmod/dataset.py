@@ -16,7 +16,7 @@ import msgspec
 
 from latmod.errors import DatasetError
 from latmod.machine import Disturbance, Machine
-from latmod.quiet import QuietLevels, undisturbed
+from latmod.quiet import QuietLevels, over_quiet, undisturbed
 from latmod.timing import Reference, Statistic, median_reference, over_rounds
 
 R = TypeVar("R")
@@ -182,8 +182,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 
     def latency_ns(self, statistic: Statistic = Statistic.MEDIAN_OF_MINIMA) -> float:
         """Return the latency in ns: over rounds, the median (or mean, or minimum) of each round's figure."""
-        if self.disturbed and statistic is Statistic.MEDIAN_OF_MINIMA:
-            statistic = Statistic.MIN
+        if statistic is Statistic.MEDIAN_OF_MINIMA:
+            return over_quiet(self.round_ns["min"], not self.disturbed)
         return over_rounds(self.round_ns[statistic_key(statistic)], statistic)
 
 

@@ -37,6 +37,8 @@ class LabelledModel(msgspec.Struct, frozen=True, kw_only=True):
     unmatched_ns: float
     load_ns: float = 0.0
     """What opening the model took, 0 where nobody knows."""
+    disturbed: bool = False
+    """Whether none of its samples was taken on quiet cores: the latency is too high, nobody knows by how much."""
 
 
 def labelled_models(
@@ -78,6 +80,7 @@ def labelled_models(
                     told_ns=told_ns,
                     unmatched_ns=unmatched_ns,
                     load_ns=one.load_ns,
+                    disturbed=one.disturbed,
                 )
             )
     return found

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from latmod.graph import strip_weights
-from latmod.quiet import QuietLevels, undisturbed
+from latmod.quiet import QuietLevels, over_quiet, undisturbed
 from latmod.runtimes import Model, Settings, find_runtime
 from latmod.scores import split_half
 from latmod.sweeping import ask_burst
@@ -120,11 +120,10 @@ def _result(
     bursts, quiet = undisturbed([(reply.burst.samples_ns, reply.burst.probes_ns) for reply in replies], level_ns)
     minima = tuple(float(min(samples)) for samples in bursts if samples)
     noise = split_half(minima)
-    of_minima = Statistic.MEDIAN_OF_MINIMA if quiet else Statistic.MIN
     return MeasuredLatency(
         model=model,
         runtime=runtime,
-        latency_ms=round(over_rounds(minima, of_minima) / 1e6, 6),
+        latency_ms=round(over_quiet(minima, quiet) / 1e6, 6),
         min_ms=round(min(minima) / 1e6, 6),
         p50_ms=latency_ms(Statistic.P50),
         mean_ms=latency_ms(Statistic.MEAN),

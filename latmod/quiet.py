@@ -8,6 +8,7 @@ What it does not see is a neighbour elsewhere that uses up the memory's or the l
 copy of the reference load, and with it the correction of drift, tells of that.
 """
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 
@@ -106,6 +107,14 @@ def undisturbed(
         for samples, probes in bursts
     ]
     return (quiet, True) if any(quiet) else ([samples for samples, _ in bursts], False)
+
+
+def over_quiet(minima_ns: Sequence[float], quiet: bool) -> float:
+    """Reduce each round's least sample to a model's latency: the median; the least where none was undisturbed.
+
+    Each of those is too high, by what nobody knows.
+    """
+    return statistics.median(minima_ns) if quiet else min(minima_ns)
 
 
 def wait_for_quiet(probe: Callable[[], int], patience_seconds: float, quiet_ns: int) -> None:

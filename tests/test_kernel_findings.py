@@ -1,5 +1,7 @@
 """The kernel level from a sweep to its artifact, on the fake runtime, whose latency is a known sum over nodes."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,19 @@ def test_per_kernel_times_are_told_in_the_first_rounds_and_not_again(folder: Dat
     assert all(burst.status == "ok" and burst.kernels for burst in told)
     run_sweep(folder, folder.read_card(), lambda progress: None)
     assert len(folder.read_kernels()) == 24 * 2
+
+
+def test_models_that_were_never_measured_in_quiet_are_left_out(folder: DatasetFolder, tmp_path: Path) -> None:
+    noisy = DatasetFolder(tmp_path / "noisy")
+    shutil.copytree(folder.path, noisy.path)
+    log = noisy.path / "measurements.jsonl"
+    bursts = [json.loads(line) for line in log.read_text().splitlines()]
+    disturbed = bursts[-1]["model"]
+    for burst in bursts:
+        if burst["status"] == "ok":
+            burst["probes_ns"] = [200 if burst["model"] == disturbed else 100] * len(burst["samples_ns"])
+    log.write_text("".join(f"{json.dumps(burst)}\n" for burst in bursts))
+    assert fit_kernel_level([noisy], jobs=1)[0].rows[0].models == 23
 
 
 def test_every_family_is_predicted_from_the_others(folder: DatasetFolder, tmp_path: Path) -> None:
