@@ -130,8 +130,9 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 class KernelTime(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Hold what one kernel took: the operator as the engine names it, shapes, and the value that it writes, if known.
 
-    `ns` is the mean over the fastest third of the runs, by their totals; `count` is how many kernels of this operator
-    and these shapes share it.
+    `ns` is the mean over the fastest third of the runs, by their totals (OpenVINO's over all); `count` is how many
+    kernels of this operator and these shapes share it. `nodes` are the nodes of the file that it does the work of, or
+    values that these write, where the engine says so.
     """
 
     op: str
@@ -140,6 +141,7 @@ class KernelTime(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     value: str
     count: int
     ns: int
+    nodes: tuple[str, ...] = ()
 
 
 class KernelMeasurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

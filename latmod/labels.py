@@ -61,6 +61,7 @@ def labelled_models(
     ]
     for model, own in groupby(measured, key=attrgetter("model")):
         graph = read_graph(folder.graph_path(model))
+        writers = {name: node.name for node in graph.nodes for name in node.outputs}
         by_rules: dict[str, tuple[Kernel, ...]] = {}
         for one in own:
             rule = rules[one.runtime]
@@ -68,7 +69,7 @@ def labelled_models(
                 by_rules[rule] = kernels(graph, rule, isa=card.machine.isa, threads=card.protocol.threads)
             expected = by_rules[rule]
             times = [_corrected(burst, correct[one.runtime]) for burst in told[one.runtime, one.model]]
-            label, told_ns, unmatched_ns = join(expected, times)
+            label, told_ns, unmatched_ns = join(expected, times, writers)
             found[one.runtime].append(
                 LabelledModel(
                     model=one.model,
@@ -86,30 +87,55 @@ def labelled_models(
     return found
 
 
-def join(expected: Sequence[Kernel], bursts: Sequence[Sequence[KernelTime]]) -> tuple[tuple[float, ...], float, float]:
+def join(
+    expected: Sequence[Kernel], bursts: Sequence[Sequence[KernelTime]], writers: Mapping[str, str] | None = None
+) -> tuple[tuple[float, ...], float, float]:
     """Return each kernel's time (nan where none matches), all that was told, and what of it matched nothing, in ns.
 
-    A kernel matches by the value that it writes, where the engine names it, or by its operator and shapes; kernels
-    alike in these share their mean. Over bursts the mean is taken.
+    A kernel matches by the nodes whose work it does or by the value that it writes, where the engine names these, or by
+    its operator and shapes; kernels alike in these share their mean. Over bursts the mean is taken. `writers` names the
+    node that writes a value.
     """
     if not bursts:
         return (float("nan"),) * len(expected), float("nan"), float("nan")
     columns, totals, unmatched = [], [], []
     for burst in bursts:
-        by_value = {time.value: time.ns for time in burst if time.value}
-        by_shape = _by_shape(burst)
-        labels = [
-            next((by_value[value] for value in kernel.values if value in by_value), None)
-            if by_value
-            else by_shape.get(_shape_key(kernel.op, kernel.inputs, kernel.outputs))
-            for kernel in expected
-        ]
+        labels = _labels(expected, burst, writers or {})
         columns.append([float("nan") if label is None else label for label in labels])
         total = sum(time.ns * time.count for time in burst)
         totals.append(total)
         unmatched.append(total - sum(label for label in labels if label is not None))
     mean = np.mean(np.array(columns), axis=0)
     return tuple(mean.tolist()), float(np.mean(totals)), float(np.mean(unmatched))
+
+
+def _labels(expected: Sequence[Kernel], burst: Sequence[KernelTime], writers: Mapping[str, str]) -> list[float | None]:
+    if any(time.nodes for time in burst):
+        return _by_node(expected, burst, writers)
+    by_value = {time.value: float(time.ns) for time in burst if time.value}
+    if by_value:
+        return [next((by_value[name] for name in one.values if name in by_value), None) for one in expected]
+    by_shape = _by_shape(burst)
+    return [by_shape.get(_shape_key(one.op, one.inputs, one.outputs)) for one in expected]
+
+
+def _by_node(expected: Sequence[Kernel], burst: Sequence[KernelTime], writers: Mapping[str, str]) -> list[float | None]:
+    """Give what was told to the kernels that do the work of the nodes named.
+
+    Where the engine does in one piece what the rules expect in several, the one with the most MACs takes it all, the
+    others take nothing.
+    """
+    owners = {node: place for place, kernel in enumerate(expected) for node in kernel.nodes}
+    labels: list[float | None] = [None] * len(expected)
+    for time in burst:
+        nodes = [name if name in owners else writers.get(name, "") for name in time.nodes]
+        places = sorted({owners[node] for node in nodes if node in owners})
+        for place in places:
+            labels[place] = labels[place] or 0.0
+        if places:
+            main = max(places, key=lambda place: expected[place].number("macs"))
+            labels[main] = (labels[main] or 0.0) + float(time.ns) * time.count
+    return labels
 
 
 def _by_shape(burst: Sequence[KernelTime]) -> dict[tuple[object, ...], float]:

@@ -1,5 +1,7 @@
 import math
 
+import msgspec
+
 from latmod.dataset import KernelTime
 from latmod.kernels import FIELDS, Kernel
 from latmod.labels import join
@@ -38,3 +40,24 @@ def test_bursts_are_averaged_and_no_burst_is_no_label() -> None:
     labels, total, _ = join([kernel("Add")], [])
     assert math.isnan(labels[0])
     assert math.isnan(total)
+
+
+def test_kernels_match_by_the_nodes_that_the_engine_names_or_by_what_these_write() -> None:
+    conv, act = (msgspec.structs.replace(kernel(op), nodes=(op,)) for op in ("conv", "act"))
+    apart = [KernelTime(op="", inputs=(), outputs=(), value="", count=1, ns=7, nodes=(name,)) for name in ("conv", "y")]
+    labels, total, unmatched = join([conv, act], [apart], {"y": "act"})
+    assert (labels, total, unmatched) == ((7.0, 7.0), 14.0, 0.0)
+
+
+def test_what_the_engine_does_in_one_piece_is_told_of_the_kernel_with_most_work() -> None:
+    work = tuple(float(field == "macs") for field in FIELDS)
+    conv = msgspec.structs.replace(kernel("conv"), nodes=("conv",), numbers=work)
+    act, other = (msgspec.structs.replace(kernel(op), nodes=(op,)) for op in ("act", "other"))
+    times = [
+        KernelTime(op="", inputs=(), outputs=(), value="", count=1, ns=9, nodes=("act", "conv")),
+        KernelTime(op="", inputs=(), outputs=(), value="", count=1, ns=2, nodes=("reorder",)),
+    ]
+    labels, total, unmatched = join([act, conv, other], [times])
+    assert labels[:2] == (0.0, 9.0)
+    assert math.isnan(labels[2])
+    assert (total, unmatched) == (11.0, 2.0)

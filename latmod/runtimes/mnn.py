@@ -3,20 +3,25 @@
 `MNN.tools` is never imported: it installs a package with pip and calls a vendor's telemetry when it is.
 """
 
+import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latmod.dataset import KernelTime
 from latmod.errors import UnsupportedModelError
-from latmod.runtimes import Inputs, Model, Settings, installed_version
+from latmod.runtimes import Inputs, Model, Settings, fastest_third, installed_version
 from latmod.runtimes.files import run_converter, silent, whole_file
 
 if TYPE_CHECKING:
     import MNN
 
+_ENDINGS = re.compile(r"(__matmul_converted|_raster_\d+)+$")
+_MIN_PROFILED, _MAX_PROFILED = 4, 60
 _CONVERT = "import sys, _tools; _tools.mnnconvert(['mnnconvert', *sys.argv[1:]])"
 
 
@@ -29,7 +34,7 @@ class Mnn:
     source = "the .onnx file, converted by MNN's _tools"
     # Winograd transforms of 3x3 convolutions lose digits: up to 3e-3 seen on ResNet-50.
     tolerance = 1e-2
-    profiles = False
+    profiles = True
     simulated_clock = None
 
     def version(self) -> str:
@@ -49,6 +54,11 @@ class Mnn:
             if output.size == 0 or not np.isfinite(output).all():
                 raise UnsupportedModelError(f"mnn runs {model.path} to an output of shape {output.shape} or not finite")
         return session
+
+
+def _source(name: str) -> str:
+    """Return the value that an operator of MNN's is there for, by the endings that its converter gives names."""
+    return _ENDINGS.sub("", name)
 
 
 def _converted(path: Path, name: str) -> Path:
@@ -92,6 +102,33 @@ class MnnSession:
     def infer(self) -> None:
         """Run once."""
         self._interpreter.runSession(self._session)
+
+    def kernels(self, seconds: float) -> tuple[KernelTime, ...]:
+        """Run for about so many seconds, at least four times, with a clock before and after every operator."""
+        told: list[tuple[str, str, int]] = []
+        clock = time.perf_counter_ns
+        start = 0
+
+        def before(tensors: object, piece: Any) -> bool:
+            nonlocal start
+            start = clock()
+            return True
+
+        def after(tensors: object, piece: Any) -> bool:
+            took = clock() - start
+            told.append((piece.getType(), piece.getName(), took))
+            return True
+
+        runs: list[list[float]] = []
+        end = time.monotonic() + seconds
+        while len(runs) < _MIN_PROFILED or (time.monotonic() < end and len(runs) < _MAX_PROFILED):
+            told.clear()
+            self._interpreter.runSessionWithCallBackInfo(self._session, before, after)
+            runs.append([float(ns) for _, _, ns in told])
+        return tuple(
+            KernelTime(op=op, inputs=(), outputs=(), value="", count=1, ns=round(ns), nodes=(_source(name),))
+            for (op, name, _), ns in zip(told, fastest_third(runs), strict=True)
+        )
 
     def outputs(self) -> list[np.ndarray]:
         """Return the outputs of the last run."""

@@ -1,16 +1,22 @@
 """OpenVINO on the CPU."""
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from latmod.dataset import KernelTime
 from latmod.errors import UnsupportedModelError
 from latmod.runtimes import Inputs, Model, Settings, installed_version
 from latmod.runtimes.files import one_line, whole_file
 
 if TYPE_CHECKING:
     import openvino
+
+_WARMUP = 2
+_MIN_RUNS, _MAX_RUNS = 10, 100
+_NOT_EXECUTED = "not_executed"
 
 
 class OpenVino:
@@ -21,8 +27,7 @@ class OpenVino:
     rules = "onnxruntime"
     source = "the .onnx file, compiled"
     tolerance = 1e-3
-    # Its counters are a running average over all runs of a request, under names of its own.
-    profiles = False
+    profiles = True
     simulated_clock = None
 
     def version(self) -> str:
@@ -41,13 +46,14 @@ class OpenVino:
             "INFERENCE_PRECISION_HINT": "f32",
             "ENABLE_CPU_PINNING": False,
             "CPU_DENORMALS_OPTIMIZATION": True,
+            "PERF_COUNT": settings.profile,
         }
         try:
             with whole_file(model) as path:
                 compiled = core.compile_model(core.read_model(str(path)), "CPU", config)
         except RuntimeError as error:
             raise UnsupportedModelError(f"openvino cannot run {model.path}: {one_line(error)}") from error
-        return OpenVinoSession(compiled, inputs)
+        return ProfilingOpenVinoSession(compiled, inputs) if settings.profile else OpenVinoSession(compiled, inputs)
 
 
 class OpenVinoSession:
@@ -64,6 +70,7 @@ class OpenVinoSession:
             "pinning": bool(compiled.get_property("ENABLE_CPU_PINNING")),
             "flush_denormals": True,
         }
+        self._compiled = compiled
         self._outputs = len(compiled.outputs)
         self._request = compiled.create_infer_request()
         self._tensors = [
@@ -87,4 +94,56 @@ class OpenVinoSession:
 
     def close(self) -> None:
         """Drop the request."""
-        del self._request, self._tensors
+        del self._request, self._tensors, self._compiled
+
+
+class ProfilingOpenVinoSession(OpenVinoSession):
+    """Hold a request of a model that was compiled to count; it counts its runs too."""
+
+    _runs = 0
+
+    def infer(self) -> None:
+        """Run once."""
+        super().infer()
+        self._runs += 1
+
+    def kernels(self, seconds: float) -> tuple[KernelTime, ...]:
+        """Run for about so many seconds, at least ten times, and read the counters of the graph that is executed.
+
+        A counter is the mean over all runs, in whole µs, so the first runs are taken out of it again (their mean is
+        known from an earlier reading).
+        """
+        for _ in range(_WARMUP):
+            self.infer()
+        early, before = self._counters(), self._runs
+        end = time.monotonic() + seconds
+        while self._runs - before < _MIN_RUNS or (time.monotonic() < end and self._runs - before < _MAX_RUNS):
+            self.infer()
+        late, after = self._counters(), self._runs
+        return tuple(
+            KernelTime(
+                op=op,
+                inputs=(),
+                outputs=(),
+                value="",
+                count=1,
+                ns=max(0, round(1e3 * (us * after - early[name][2] * before) / (after - before))),
+                nodes=nodes,
+            )
+            for name, (op, nodes, us) in late.items()
+            if name in early
+        )
+
+    def _counters(self) -> dict[str, tuple[str, tuple[str, ...], float]]:
+        """Return of each executed piece, by name, its type, the nodes of the file that it stands for, and its µs.
+
+        The keys are those of OpenVINO's exec_model_info.hpp.
+        """
+        found = {}
+        for piece in self._compiled.get_runtime_model().get_ordered_ops():
+            told = piece.get_rt_info()
+            took = str(told["execTimeMcs"].value) if "execTimeMcs" in told else _NOT_EXECUTED
+            if took != _NOT_EXECUTED:
+                nodes = tuple(str(told["originalLayersNames"].value).split(","))
+                found[piece.get_friendly_name()] = (str(told["layerType"].value), nodes, float(took))
+        return found
