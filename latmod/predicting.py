@@ -47,13 +47,16 @@ def nearest(predictors: Sequence[Predictor], here: Machine) -> tuple[Predictor, 
 
 
 def of_one_machine(predictors: Sequence[Predictor], here: Machine) -> tuple[Predictor, ...]:
-    """Keep the predictors of one machine, so that runtimes can be compared: that with the most runtimes.
+    """Keep the predictors of one machine, so that runtimes can be compared.
 
-    Among several such the one most like `here`.
+    That is `here` where it has more than half of all runtimes; else the machine with the most of them, among several
+    such the one most like `here`.
     """
+    known = len({one.card.runtime for one in predictors})
 
-    def rank(own: Sequence[Predictor]) -> tuple[int, tuple[bool, bool, bool, str]]:
-        return -len({one.card.runtime for one in own}), _likeness(own[0], here)
+    def rank(own: Sequence[Predictor]) -> tuple[bool, int, tuple[bool, bool, bool, str]]:
+        count = len({one.card.runtime for one in own})
+        return own[0].card.machine_id != here.id or 2 * count <= known, -count, _likeness(own[0], here)
 
     best: Sequence[Predictor] = min(_groups(predictors, _machine_id), key=rank, default=())
     return tuple(best)

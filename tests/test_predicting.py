@@ -43,6 +43,13 @@ def test_runtimes_are_compared_on_the_machine_that_has_most_of_them() -> None:
     assert of_one_machine([], HERE) == ()
 
 
+def test_this_machine_is_compared_on_where_it_has_more_than_half_of_the_runtimes() -> None:
+    many = [predictor(WIDE, name) for name in ("onnxruntime", "torch", "tract")]
+    own = [predictor(HERE), predictor(HERE, "torch")]
+    assert of_one_machine([*many, *own], HERE) == tuple(own)
+    assert of_one_machine([*many, own[0]], HERE) == tuple(many)
+
+
 def test_the_sharpest_is_the_same_everywhere() -> None:
     rough, sharp = (
         GraphPredictor(one._content, msgspec.structs.replace(one.card, scores={"mape": mape}), one.name)
