@@ -5,7 +5,8 @@ A runtime is one file in this folder, or in a package of somebody else's that na
 """
 
 import importlib.metadata
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -34,6 +35,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     threads: int = 1
     profile: bool = False
+
+
+def profiled_runs(seconds: float, least: int = 4, most: int = 60) -> Iterator[int]:
+    """Count the runs to profile, from 0: for about so many seconds, within bounds."""
+    end = time.monotonic() + seconds
+    for run in range(most):
+        if run >= least and time.monotonic() >= end:
+            return
+        yield run
 
 
 def fastest_third(runs: Sequence[Sequence[float]]) -> list[float]:

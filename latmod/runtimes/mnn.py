@@ -14,14 +14,13 @@ import numpy as np
 
 from latmod.dataset import KernelTime
 from latmod.errors import UnsupportedModelError
-from latmod.runtimes import Inputs, Model, Settings, fastest_third, installed_version
+from latmod.runtimes import Inputs, Model, Settings, fastest_third, installed_version, profiled_runs
 from latmod.runtimes.files import run_converter, silent, whole_file
 
 if TYPE_CHECKING:
     import MNN
 
 _ENDINGS = re.compile(r"(__matmul_converted|_raster_\d+)+$")
-_MIN_PROFILED, _MAX_PROFILED = 4, 60
 _CONVERT = "import sys, _tools; _tools.mnnconvert(['mnnconvert', *sys.argv[1:]])"
 
 
@@ -120,8 +119,7 @@ class MnnSession:
             return True
 
         runs: list[list[float]] = []
-        end = time.monotonic() + seconds
-        while len(runs) < _MIN_PROFILED or (time.monotonic() < end and len(runs) < _MAX_PROFILED):
+        for _ in profiled_runs(seconds):
             told.clear()
             self._interpreter.runSessionWithCallBackInfo(self._session, before, after)
             runs.append([float(ns) for _, _, ns in told])

@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from latmod.dataset import KernelTime
 from latmod.errors import UnsupportedModelError
 from latmod.graph import weight_slots
-from latmod.runtimes import Inputs, Model, Settings, fastest_third, installed_version
+from latmod.runtimes import Inputs, Model, Settings, fastest_third, installed_version, profiled_runs
 from latmod.runtimes.files import one_line
 from latmod.weights import WeightMaker
 
@@ -27,7 +26,6 @@ _CONFIG = {
     "session.set_denormal_as_zero": "1",
 }
 _SILENT = 4
-_MIN_PROFILED, _MAX_PROFILED = 4, 60
 
 
 class OnnxRuntime:
@@ -114,10 +112,9 @@ class OnnxRuntimeSession:
 
     def kernels(self, seconds: float) -> tuple[KernelTime, ...]:
         """Run for about so many seconds, at least four times, and read onnxruntime's own profile."""
-        end = time.monotonic() + seconds
         self.infer()
         runs = 0
-        while runs < _MIN_PROFILED or (time.monotonic() < end and runs < _MAX_PROFILED):
+        for _ in profiled_runs(seconds):
             self.infer()
             runs += 1
         path = Path(self._session.end_profiling())

@@ -1,6 +1,5 @@
 """OpenVINO on the CPU."""
 
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from latmod.dataset import KernelTime
 from latmod.errors import UnsupportedModelError
-from latmod.runtimes import Inputs, Model, Settings, installed_version
+from latmod.runtimes import Inputs, Model, Settings, installed_version, profiled_runs
 from latmod.runtimes.files import one_line, whole_file
 
 if TYPE_CHECKING:
@@ -116,8 +115,7 @@ class ProfilingOpenVinoSession(OpenVinoSession):
         for _ in range(_WARMUP):
             self.infer()
         early, before = self._counters(), self._runs
-        end = time.monotonic() + seconds
-        while self._runs - before < _MIN_RUNS or (time.monotonic() < end and self._runs - before < _MAX_RUNS):
+        for _ in profiled_runs(seconds, _MIN_RUNS, _MAX_RUNS):
             self.infer()
         late, after = self._counters(), self._runs
         return tuple(

@@ -12,15 +12,12 @@ import numpy as np
 from latmod.dataset import KernelTime
 from latmod.families import FAMILIES
 from latmod.graph import weight_slots
-from latmod.runtimes import Inputs, Model, Settings, fastest_third, installed_version
+from latmod.runtimes import Inputs, Model, Settings, fastest_third, installed_version, profiled_runs
 from latmod.runtimes.conversion import convert_graph
 from latmod.weights import WeightMaker
 
 if TYPE_CHECKING:
     import torch
-
-
-_MIN_PROFILED, _MAX_PROFILED = 4, 60
 
 
 class Torch:
@@ -123,8 +120,7 @@ class TorchSession(ModuleSession):
             part.forward = _timed(part.forward, times, position)
         self.infer()
         runs: list[list[float]] = []
-        end = time.monotonic() + seconds
-        while len(runs) < _MIN_PROFILED or (time.monotonic() < end and len(runs) < _MAX_PROFILED):
+        for _ in profiled_runs(seconds):
             self.infer()
             runs.append(list(times))
         return tuple(
