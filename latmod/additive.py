@@ -1,11 +1,12 @@
 """The additive model: a network's latency is the sum over its kernels of physics times the exponential of a residual.
 
 Physics gives each kind of kernel non-negative rates of physical quantities, fitted on relative error. The residual,
-boosted trees, corrects it by what rates cannot say: remainders by block sizes, caches, shapes that an engine likes.
+boosted trees and small networks, corrects it by what rates cannot say: remainders by block sizes, caches, shapes that
+an engine likes.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from latmod.columns import Writer
 from latmod.kernels import Kernel
 from latmod.kernels.columns import COLUMNS, Columns, column_matrix, physical_part
+from latmod.smooth import Blend
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -24,7 +26,19 @@ GROUPS = ("dense convolution", "other convolution", "product", "other")
 """Kernels that share one residual."""
 
 OTHER = "other kinds"
-"""Stands for every kind that was seen too rarely to have rates of its own, or never."""
+"""Stands for every kind that was seen too rarely to have rates of its own, or never, nor has any of its class."""
+
+CLASSES = ("convolutions", "products", "movements", "reductions", "element-wise")
+"""What kinds of kernels are like: one that was never seen costs what others of its class do."""
+
+_MOVEMENTS = frozenset(
+    {
+        "Concat", "CopyingReshape", "DepthToSpace", "Expand", "Flatten", "Gather", "Pad", "ReorderInput",
+        "ReorderOutput", "Reshape", "Resize", "RowsToImage", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile",
+        "Transpose", "Unsqueeze", "Upsample",
+    }
+)  # fmt: skip
+_REDUCTIONS = ("Pool", "Reduce", "Softmax", "LRN", "LayerNorm", "InstanceNorm", "GroupNorm", "Lp", "Arg", "TopK", "Cum")
 
 FLOOR_NS = 300.0
 """No kernel takes less: the dispatch of one operator."""
@@ -39,9 +53,10 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
     rates: tuple[tuple[float, ...], ...]
 
     def index(self, kinds: Sequence[str]) -> NDArray[np.int64]:
-        """Return the row of each kind; that of `OTHER` for those without one."""
+        """Return the row of each kind; for those without one that of others of its class, or of `OTHER`."""
         rows = {kind: row for row, kind in enumerate(self.kinds)}
-        return np.array([rows.get(kind, rows[OTHER]) for kind in kinds], dtype=np.int64)
+        found = {kind: rows.get(kind, rows.get(others_of(kind), rows[OTHER])) for kind in set(kinds)}
+        return np.array([found[kind] for kind in kinds], dtype=np.int64)
 
     def ns(self, kinds: Sequence[str], columns: Columns) -> Floats:
         """Return what physics says of kernels."""
@@ -49,15 +64,22 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
         return np.asarray(np.maximum((rates * physical_part(columns)).sum(axis=1), FLOOR_NS))
 
 
+class Residual(Protocol):
+    """Tell the logarithm of what kernels take over what physics says."""
+
+    def predict(self, x: Columns) -> Floats:
+        """Return it, [N], from the columns in `SEEN`, [N, D]."""
+
+
 class Additive(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold a fitted additive model; `residuals` has one scikit-learn regressor per group, None where there was nothing.
+    """Hold a fitted additive model; `residuals` has one regressor per group, None where there was nothing.
 
     A kernel takes `scales[group] * physics * exp(residual) + call_ns`, at least a tenth of what stands before the sum;
     a network takes the sum over its kernels plus `run_ns`.
     """
 
     rates: Rates
-    residuals: tuple[object | None, ...]
+    residuals: tuple[Residual | None, ...]
     scales: tuple[float, ...]
     call_ns: float
     run_ns: float
@@ -79,7 +101,7 @@ class Additive(msgspec.Struct, frozen=True, kw_only=True):
         for group, model in enumerate(self.residuals):
             inside = groups == group
             if model is not None and inside.any():
-                residual[inside] = model.predict(seen[inside])  # type: ignore[attr-defined]
+                residual[inside] = model.predict(seen[inside])
         return physics * np.exp(np.clip(residual, -MAX_RESIDUAL, MAX_RESIDUAL)), groups
 
     def latency_ns(self, kernels: Sequence[Kernel]) -> float:
@@ -90,12 +112,12 @@ class Additive(msgspec.Struct, frozen=True, kw_only=True):
 def residuals_to_onnx(model: Additive) -> "ModelProto":
     """Return the residuals as an ONNX model: input `features` (columns as in `SEEN`), one output per group."""
     out = Writer(len(SEEN))
-    trees = {
-        f"residual_{group}": out.boosted(residual, "features")
+    parts = {
+        f"residual_{group}": residual.write(out, "features")
         for group, residual in enumerate(model.residuals)
-        if residual is not None
+        if isinstance(residual, Blend)
     }
-    return out.finish(**trees)
+    return out.finish(**parts)
 
 
 def group_of(kind: str) -> int:
@@ -107,10 +129,25 @@ def group_of(kind: str) -> int:
     return 2 if "MatMul" in kind or "Gemm" in kind else 3
 
 
+def class_of(kind: str) -> str:
+    """Return what a kind is like, one of `CLASSES`."""
+    if group_of(kind) < 3:
+        return CLASSES[1] if group_of(kind) == 2 else CLASSES[0]
+    op = kind.partition(" ")[0].rpartition("::")[2]
+    if op in _MOVEMENTS:
+        return CLASSES[2]
+    return CLASSES[3] if any(part in op for part in _REDUCTIONS) else CLASSES[4]
+
+
+def others_of(kind: str) -> str:
+    """Return the name under which rates for kinds of this class that were never seen are kept."""
+    return f"other {class_of(kind)}"
+
+
 def residual_columns(columns: Columns, kind_rows: NDArray[np.int64], physics: Floats) -> Columns:
-    """Return what the trees see: a kernel's columns, the row of its kind, and the logarithm of its physics."""
-    more = np.stack([kind_rows.astype(np.float64), np.log2(physics)], axis=1)
+    """Return what residuals see: a kernel's columns, the logarithm of its physics, and the row of its kind."""
+    more = np.stack([np.log2(physics), kind_rows.astype(np.float64)], axis=1)
     return np.concatenate([columns, more.astype(np.float32)], axis=1)
 
 
-SEEN = (*COLUMNS, "kind", "log_physics")
+SEEN = (*COLUMNS, "log_physics", "kind")

@@ -10,16 +10,14 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
 from latmod.errors import DatasetError
+from latmod.log import Log, read_records, replace_file
 from latmod.machine import Disturbance, Machine
 from latmod.quiet import QuietLevels, over_quiet, undisturbed
 from latmod.timing import Reference, Statistic, median_reference, over_rounds
-
-R = TypeVar("R")
 
 SCHEMA = 1
 # Schema 1: the first.
@@ -237,11 +235,11 @@ class DatasetFolder:
 
     def read_measurements(self) -> list[Measurement]:
         """Return all bursts in the order they were stored; a torn last line is passed over."""
-        return _read_lines(self.path / MEASUREMENTS_FILE, Measurement)
+        return read_records(self.path / MEASUREMENTS_FILE, Measurement)
 
     def read_kernels(self) -> list[KernelMeasurement]:
         """Return all bursts with per-kernel times in the order they were stored; none where they were not asked for."""
-        return _read_lines(self.path / KERNELS_FILE, KernelMeasurement)
+        return read_records(self.path / KERNELS_FILE, KernelMeasurement)
 
     @contextmanager
     def writing(self) -> Iterator["Logs"]:
@@ -265,39 +263,6 @@ class DatasetFolder:
             os.close(lock)
 
 
-class Log:
-    """Append records to a file, each on disk before `append` returns."""
-
-    def __init__(self, path: Path) -> None:
-        """Open the log and cut off a last line that a kill has torn."""
-        self._path = path
-        try:
-            self._file = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
-            self._end = _end_of_last_line(self._file)
-            os.ftruncate(self._file, self._end)
-        except OSError as error:
-            raise DatasetError(f"{path}: {error.strerror}") from error
-
-    def append(self, record: msgspec.Struct) -> None:
-        """Write one line and flush it to disk, whole or not at all; raise DatasetError where that fails."""
-        line = msgspec.json.encode(record) + b"\n"
-        try:
-            written = os.pwrite(self._file, line, self._end)
-            if written < len(line):
-                written += os.pwrite(self._file, line[written:], self._end + written)
-            os.fsync(self._file)
-        except OSError as error:
-            os.ftruncate(self._file, self._end)
-            raise DatasetError(
-                f"{self._path}: {error.strerror}; free some space, then start the same command again"
-            ) from error
-        self._end += len(line)
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
-
-
 class Logs:
     """Append bursts to the log of measurements, and those with per-kernel times to a log that begins with the first."""
 
@@ -316,20 +281,6 @@ class Logs:
         if self._kernels is None:
             self._kernels = self._stack.enter_context(closing(Log(self._kernels_path)))
         self._kernels.append(record)
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all; raise DatasetError where that fails."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise DatasetError(f"{path}: {error.strerror}") from error
 
 
 def final_bursts(measurements: list[Measurement]) -> dict[tuple[str, str], dict[int, Measurement]]:
@@ -367,36 +318,5 @@ def nominal_reference(measurements: list[Measurement]) -> Reference:
     return median_reference(references)
 
 
-def _read_lines(path: Path, kind: type[R]) -> list[R]:
-    """Return the records of a log in the order they were stored; a torn last line is passed over."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    if lines[-1]:
-        lines.pop()
-    decoder = msgspec.json.Decoder(kind)
-    found = []
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            found.append(decoder.decode(line))
-        except msgspec.MsgspecError as error:
-            raise DatasetError(f"{path}, line {number}: {error}; restore the file or remove the line") from error
-    return found
-
-
 class _SchemaOnly(msgspec.Struct):
     schema: int
-
-
-def _end_of_last_line(file: int) -> int:
-    """Return the length of the file up to and with its last newline."""
-    end = os.fstat(file).st_size
-    while end > 0:
-        start = max(0, end - 65536)
-        newline = os.pread(file, end - start, start).rfind(b"\n")
-        if newline >= 0:
-            return start + newline + 1
-        end = start
-    return 0

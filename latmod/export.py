@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from latmod.dataset import replace_file
 from latmod.families import Family
 from latmod.graph import strip_weights, tidy_export
+from latmod.log import replace_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

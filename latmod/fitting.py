@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from latmod.dataset import Card, DatasetFolder, Observation, replace_file, statistic_key
+from latmod.dataset import Card, DatasetFolder, Observation, statistic_key
 from latmod.drift import Correction
 from latmod.errors import DatasetError, MachineError, PredictorError
 from latmod.families import FAMILIES
@@ -23,6 +23,7 @@ from latmod.findings import (
     fit_row,
     make_artifact,
 )
+from latmod.log import replace_file
 from latmod.regressors import Candidate, candidates
 from latmod.scores import noise_floor
 from latmod.study import Calibration, CrossSeed, Table, calibrate, cross_seed, make_table, run_all, score_transfer

@@ -6,21 +6,42 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from latmod.additive import FLOOR_NS, GROUPS, MAX_RESIDUAL, OTHER, Additive, Rates, group_of, residual_columns
+from latmod.additive import (
+    FLOOR_NS,
+    GROUPS,
+    MAX_RESIDUAL,
+    OTHER,
+    Additive,
+    Rates,
+    Residual,
+    group_of,
+    others_of,
+    residual_columns,
+)
 from latmod.kernels.columns import PHYSICAL, Columns, column_matrix, physical_part, stacked
 from latmod.labels import LabelledModel
+from latmod.smooth import Blend, fit_smooth
 
 Floats = NDArray[np.float64]
 
 _FEW = 12
 """Kernels of one kind below which it is priced as `OTHER`."""
-TREES = 400
+TREES = 200
 _BOOSTING: dict[str, int | float] = {
-    "learning_rate": 0.05, "max_leaf_nodes": 24, "min_samples_leaf": 8, "l2_regularization": 1.0,
+    "learning_rate": 0.08, "max_leaf_nodes": 24, "min_samples_leaf": 8, "l2_regularization": 1.0,
     "max_features": 0.3,
 }  # fmt: skip
+_STRANGE = 0.15
+"""Share of the kernels that the trees see a second time as if their kind had never been seen."""
 _MAX_NS_PER_BYTE = 0.5
 """A core reads at least 2 GB a second from memory, page faults included."""
+
+_RIDGE = 1e-4
+"""Shares between columns that say the same, in rows of data per row."""
+_LABEL_NOISE = 0.2
+"""How far labels of small kernels scatter: against it stands that rates within a class differ by a factor of 2."""
+_LEAST_PART = 0.01
+"""A rate that adds nothing in the class may add so much of a kernel's time in a kind."""
 
 _CALIBRATION_PULL = 1.0
 """How strongly the calibration is drawn to none at all, in rows of data per row."""
@@ -34,12 +55,19 @@ def fit_additive(models: Sequence[LabelledModel], seed: int = 0, *, trees: int =
     """
     kinds, columns, label_ns, weights = training_kernels(models)
     rates = _fit_rates(kinds, columns, label_ns, weights)
+    groups = np.array([group_of(kind) for kind in kinds])
+    if trees:
+        strange = np.flatnonzero(np.random.default_rng(seed).random(len(kinds)) < _STRANGE)
+        again = np.concatenate([np.arange(len(kinds)), strange])
+        kinds = [*kinds, *(others_of(kinds[place]) for place in strange)]
+        columns, label_ns, weights, groups = columns[again], label_ns[again], weights[again], groups[again]
     physics = rates.ns(kinds, columns)
     seen = residual_columns(columns, rates.index(kinds), physics)
     target = np.clip(np.log(label_ns / physics), -MAX_RESIDUAL, MAX_RESIDUAL)
-    groups = np.array([group_of(kind) for kind in kinds])
     residuals = tuple(
-        _fit_residual(seen[groups == group], target[groups == group], weights[groups == group], trees, seed)
+        _fit_residual(
+            seen[groups == group], target[groups == group], weights[groups == group], trees, len(rates.kinds), seed
+        )
         for group in range(len(GROUPS))
     )
     plain = Additive(rates=rates, residuals=residuals, scales=(1.0,) * len(GROUPS), call_ns=0.0, run_ns=0.0)
@@ -65,7 +93,7 @@ def training_kernels(models: Sequence[LabelledModel]) -> tuple[list[str], Column
         own = np.maximum(told - overhead_ns, 0.2 * told)
         total = float(own[known].sum()) + model.unmatched_ns
         own = own * (model.latency_ns / max(total, 1.0))
-        share = np.sqrt(own[known] / own[known].sum())
+        share = np.sqrt(np.maximum(own[known], FLOOR_NS / 3.0) / own[known].sum())
         columns.append(column_matrix(model.kernels)[known])
         for position, weight in zip(np.flatnonzero(known), share / share.sum() * np.sqrt(known.sum()), strict=True):
             kinds.append(model.kernels[position].kind)
@@ -97,21 +125,36 @@ def _fit_rates(kinds: Sequence[str], columns: Columns, label_ns: Floats, weights
     positions: dict[str, list[int]] = {}
     for position, kind in enumerate(kinds):
         positions.setdefault(kind, []).append(position)
-    found: dict[str, tuple[float, ...]] = {}
-    for kind, own in sorted(positions.items()):
-        if len(own) >= _FEW:
-            found[kind] = _non_negative(physical[own], label_ns[own], weights[own])
-    # Unknown kinds move bytes: rates of everything that is neither a convolution nor a product.
+    # What is of no known class moves bytes: rates of everything that is neither a convolution nor a product.
     light = [p for kind, own in positions.items() if group_of(kind) == 3 for p in own] or list(range(len(kinds)))
-    found[OTHER] = _non_negative(physical[light], label_ns[light], weights[light])
+    other = _non_negative(physical[light], label_ns[light], weights[light])
+    classes: dict[str, list[int]] = {}
+    for kind, own in sorted(positions.items()):
+        classes.setdefault(others_of(kind), []).extend(own)
+    # Every kind of a class counts alike, however often it was seen: the next one may be like any.
+    alike = np.array([weights[place] / len(positions[kind]) for place, kind in enumerate(kinds)])
+    priors = {
+        name: _non_negative(physical[own], label_ns[own], alike[own])
+        for name, own in sorted(classes.items())
+        if len(own) >= _FEW
+    }
+    found = {
+        kind: _non_negative(physical[own], label_ns[own], weights[own], priors.get(others_of(kind)))
+        for kind, own in sorted(positions.items())
+        if len(own) >= _FEW
+    }
+    found |= priors | {OTHER: other}
     return Rates(kinds=tuple(found), rates=tuple(found.values()))
 
 
-def _non_negative(physical: Floats, label_ns: Floats, weights: Floats, ridge: float = 1e-4) -> tuple[float, ...]:
-    """Fit non-negative rates on relative error; columns are brought to the same norm, `ridge` shares between alikes.
+def _non_negative(
+    physical: Floats, label_ns: Floats, weights: Floats, prior: tuple[float, ...] | None = None
+) -> tuple[float, ...]:
+    """Fit non-negative rates on relative error; columns are brought to the same norm.
 
-    What lies beyond a cache is bounded by the slowest that memory can be: few kernels are so large, and one of them
-    with a disturbed label would price all larger ones.
+    A ridge shares between alikes; with a `prior`, rates of the class, it draws each rate to that by their ratio: a kind
+    that was seen small alone is priced large as its class is. What lies beyond a cache is bounded by the slowest that
+    memory can be: few kernels are so large, and one of them with a disturbed label would price all larger ones.
     """
     from scipy.optimize import lsq_linear  # type: ignore[import-untyped]
 
@@ -119,29 +162,34 @@ def _non_negative(physical: Floats, label_ns: Floats, weights: Floats, ridge: fl
     scaled = physical / label_ns[:, None] * root
     norms = np.linalg.norm(scaled, axis=0)
     norms[norms == 0.0] = 1.0
-    penalty = np.sqrt(ridge * len(scaled)) * np.eye(len(PHYSICAL))
-    left = np.concatenate([scaled / norms * np.sqrt(len(scaled)), penalty])
-    right = np.concatenate([root[:, 0] * np.sqrt(len(scaled)), np.zeros(len(PHYSICAL))])
+    start = np.zeros(len(PHYSICAL)) if prior is None else np.array(prior) * norms
+    # In these units a column that explains all of the labels has the root of their number.
+    whole = np.sqrt(len(scaled))
+    pull = np.full(len(PHYSICAL), np.sqrt(_RIDGE) * whole)
+    if prior is not None:
+        pull = _LABEL_NOISE / (start / whole + _LEAST_PART)
+    left = np.concatenate([scaled / norms * whole, np.diag(pull)])
+    right = np.concatenate([root[:, 0] * whole, pull * start])
     most = np.array([_MAX_NS_PER_BYTE if "_over_" in name else np.inf for name in PHYSICAL]) * norms
     solution = lsq_linear(left, right, bounds=(0.0, most), method="bvls").x
     return tuple((np.maximum(solution, 0.0) / norms).tolist())
 
 
-def _fit_residual(seen: Columns, target: Floats, weights: Floats, trees: int, seed: int) -> object | None:
+def _fit_residual(seen: Columns, target: Floats, weights: Floats, trees: int, kinds: int, seed: int) -> Residual | None:
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     if not trees or len(target) < 4 * _FEW:
         return None
-    model = HistGradientBoostingRegressor(
+    weights = weights / weights.mean()
+    boosted = HistGradientBoostingRegressor(
         max_iter=trees,
         **_BOOSTING,
         loss="squared_error",
         random_state=seed,
         early_stopping=False,
         categorical_features=None,
-    )
-    fitted: object = model.fit(seen, target, sample_weight=weights / weights.mean())
-    return fitted
+    ).fit(seen, target, sample_weight=weights)
+    return Blend(trees=boosted, smooth=fit_smooth(seen, target, weights, kinds, seed))
 
 
 def calibrated(plain: Additive, models: Sequence[LabelledModel]) -> Additive:

@@ -313,12 +313,16 @@ class KernelPredictor(Predictor):
     @cached_property
     def _model(self) -> Additive:
         card = self.card
-        if card.physical != PHYSICAL or card.seen != SEEN:
-            raise PredictorError(f"{self.name}: made by a latmod that saw kernels otherwise; make it again")
+        strange = sorted({*card.physical} - {*PHYSICAL} | {*card.seen} - {*SEEN})
+        if strange:
+            raise PredictorError(f"{self.name}: sees kernels by {strange[0]!r}, unknown to this latmod; make it again")
+        rates = [dict(zip(card.physical, row, strict=True)) for row in card.rates]
+        positions = [SEEN.index(name) for name in card.seen]
         return Additive(
-            rates=Rates(kinds=card.kinds, rates=card.rates),
+            rates=Rates(kinds=card.kinds, rates=tuple(tuple(row.get(name, 0.0) for name in PHYSICAL) for row in rates)),
             residuals=tuple(
-                _Trees(self._session, f"residual_{group}") if there else None for group, there in enumerate(card.groups)
+                _Residual(self._session, f"residual_{group}", positions) if there else None
+                for group, there in enumerate(card.groups)
             ),
             scales=card.scales,
             call_ns=card.call_ns,
@@ -326,15 +330,17 @@ class KernelPredictor(Predictor):
         )
 
 
-class _Trees:
-    """Let one output of an artifact's graph look like a regressor."""
+class _Residual:
+    """Let one output of an artifact's graph look like a regressor over the columns that this latmod knows."""
 
-    def __init__(self, session: "InferenceSession", output: str) -> None:
+    def __init__(self, session: "InferenceSession", output: str, positions: Sequence[int]) -> None:
         self._session = session
         self._output = output
+        self._positions = positions
 
-    def predict(self, seen: Columns) -> Floats:
-        return np.asarray(self._session.run([self._output], {"features": seen})[0], dtype=np.float64)[:, 0]
+    def predict(self, x: Columns) -> Floats:
+        own = np.ascontiguousarray(x[:, self._positions])
+        return np.asarray(self._session.run([self._output], {"features": own})[0], dtype=np.float64)[:, 0]
 
 
 def load_predictor(path: Path) -> Predictor:

@@ -14,13 +14,13 @@ from latmod.dataset import (
     final_bursts,
     nominal_reference,
     quiet_levels,
-    replace_file,
     statistic_key,
     undisturbed_minima,
 )
 from latmod.drift import Correction, fit_correction, state_of
 from latmod.features import graph_features
 from latmod.graph import read_graph
+from latmod.log import replace_file
 from latmod.scores import split_half
 from latmod.specs import flat_fields
 from latmod.timing import Reference, Statistic, burst_value

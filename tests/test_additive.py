@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from latmod.additive import GROUPS, OTHER, SEEN, Additive, group_of, residual_columns, residuals_to_onnx
+from latmod.additive import GROUPS, SEEN, Additive, class_of, group_of, residual_columns, residuals_to_onnx
 from latmod.kernel_fitting import fit_additive, telling_ns
 from latmod.kernel_study import leave_families_out, quantiles
 from latmod.kernels import FIELDS, Kernel
@@ -74,8 +74,55 @@ def test_unknown_kinds_cost_what_their_bytes_do(fitted: Additive) -> None:
     strange = Kernel(
         op="Strange", kind="Strange", numbers=one.numbers, nodes=(), label="s", inputs=(), outputs=(), values=()
     )
-    assert fitted.rates.index(["Strange"]) == fitted.rates.index([OTHER])
+    assert fitted.rates.index(["Strange"]) == fitted.rates.index(["other element-wise"])
     assert fitted.kernel_ns([strange])[0] > 1000.0
+
+
+def test_what_was_seen_small_alone_is_priced_large_as_its_class() -> None:
+    numbers = dict.fromkeys(FIELDS, 0.0)
+
+    def one(kind: str, size: float) -> Kernel:
+        own = numbers | {"bytes_in": size, "bytes_out": size, "numel_out": size / 4, "steps": size / 4}
+        return Kernel(
+            op=kind, kind=kind, numbers=tuple(own[field] for field in FIELDS), nodes=("n",), label="n", inputs=(),
+            outputs=(), values=(),
+        )  # fmt: skip
+
+    rng = np.random.default_rng(3)
+    found = []
+    for number in range(40):
+        kernels = [one("Relu", float(rng.uniform(1e3, 1e7))) for _ in range(6)]
+        kernels += [one("Clip", float(rng.uniform(1e3, 2e3))) for _ in range(3)]
+        times = np.array([2000.0 + k.number("bytes_in") / 10.0 for k in kernels])
+        label = times * np.exp(rng.normal(0.0, 0.2, len(kernels)))
+        found.append(
+            LabelledModel(
+                model=f"m{number}", family="f", kernels=tuple(kernels), kernel_ns=tuple(label.tolist()),
+                latency_ns=float(times.sum()), noise=0.01, told_ns=float(label.sum()), unmatched_ns=0.0,
+            )
+        )  # fmt: skip
+    fitted = fit_additive(found, trees=0)
+    relu, clip = fitted.kernel_ns([one("Relu", 5e6), one("Clip", 5e6)])
+    # Three thousand times larger than any that was seen.
+    assert relu / 2.5 < clip < relu * 2.5
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("com.microsoft.nchwc::Conv 3x3", "convolutions"),
+        ("Conv depthwise/strided", "convolutions"),
+        ("Gemm weights", "products"),
+        ("com.microsoft.nchwc::ReorderInput", "movements"),
+        ("Transpose", "movements"),
+        ("com.microsoft.nchwc::MaxPool", "reductions"),
+        ("LayerNormalization", "reductions"),
+        ("BatchNormalization", "element-wise"),
+        ("Clip/one bound", "element-wise"),
+    ],
+)
+def test_classes(kind: str, expected: str) -> None:
+    assert class_of(kind) == expected
 
 
 def test_the_artifacts_graph_says_what_scikit_learn_says(fitted: Additive) -> None:

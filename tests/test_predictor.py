@@ -279,3 +279,11 @@ def test_a_file_is_predicted_from_its_path(files, tmp_path):
     assert np.isfinite(found[0].latency_ms)
     with pytest.raises(PredictorError, match="latmod fit"):
         predict(path, predictors=[])
+
+
+def test_columns_that_this_latmod_does_not_know_are_named():
+    shipped = next(one for one in reference_predictors() if isinstance(one, KernelPredictor))
+    for change in ({"seen": (*shipped.card.seen, "moon")}, {"physical": (*shipped.card.physical, "moon")}):
+        newer = KernelPredictor(b"", msgspec.structs.replace(shipped.card, **change), "newer.onnx")
+        with pytest.raises(PredictorError, match=r"newer.onnx: sees kernels by 'moon'"):
+            _ = newer._model

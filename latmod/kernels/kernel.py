@@ -102,6 +102,9 @@ def _kernel(work: Rewriter, step: Step) -> Kernel:
         perm = permutation(work, step)
         numbers["last_moves"] = float(bool(perm) and perm[-1] != len(perm) - 1)
         numbers["inner"] = float(_kept_tail(perm, shape))
+    elif step.op == "Clip" and len([name for name in step.inputs[1:] if name]) + len(step.attributes) == 1:
+        # Not what activations do: torch has another operator for it.
+        kind = "Clip/one bound"
     elif step.op in _ROWWISE:
         numbers["inner"] = numbers["last_dim"]
     elif step.op in ("Concat", "Split", "Slice", "Gather"):
