@@ -28,9 +28,6 @@ GROUPS = ("dense convolution", "other convolution", "product", "other")
 OTHER = "other kinds"
 """Stands for every kind that was seen too rarely to have rates of its own, or never, nor has any of its class."""
 
-CLASSES = ("convolutions", "products", "movements", "reductions", "element-wise")
-"""What kinds of kernels are like: one that was never seen costs what others of its class do."""
-
 _MOVEMENTS = frozenset(
     {
         "Concat", "CopyingReshape", "DepthToSpace", "Expand", "Flatten", "Gather", "Pad", "ReorderInput",
@@ -112,11 +109,11 @@ class Additive(msgspec.Struct, frozen=True, kw_only=True):
 def residuals_to_onnx(model: Additive) -> "ModelProto":
     """Return the residuals as an ONNX model: input `features` (columns as in `SEEN`), one output per group."""
     out = Writer(len(SEEN))
-    parts = {
-        f"residual_{group}": residual.write(out, "features")
-        for group, residual in enumerate(model.residuals)
-        if isinstance(residual, Blend)
-    }
+    parts = {}
+    for group, residual in enumerate(model.residuals):
+        if residual is not None:
+            assert isinstance(residual, Blend), "only what was fitted here can be written"
+            parts[f"residual_{group}"] = residual.write(out, "features")
     return out.finish(**parts)
 
 
@@ -130,13 +127,14 @@ def group_of(kind: str) -> int:
 
 
 def class_of(kind: str) -> str:
-    """Return what a kind is like, one of `CLASSES`."""
-    if group_of(kind) < 3:
-        return CLASSES[1] if group_of(kind) == 2 else CLASSES[0]
+    """Return what a kind is like: a kernel of a kind that was never seen costs what others of its class do."""
+    group = GROUPS[group_of(kind)]
+    if group != "other":
+        return "products" if group == "product" else "convolutions"
     op = kind.partition(" ")[0].rpartition("::")[2]
     if op in _MOVEMENTS:
-        return CLASSES[2]
-    return CLASSES[3] if any(part in op for part in _REDUCTIONS) else CLASSES[4]
+        return "movements"
+    return "reductions" if any(part in op for part in _REDUCTIONS) else "element-wise"
 
 
 def others_of(kind: str) -> str:

@@ -82,7 +82,7 @@ class KernelCard(Card, frozen=True, kw_only=True, tag_field="level", tag="kernel
     the quantities named in `physical`), `scales`, `call_ns` and `run_ns` the calibration to whole networks; `ranges`
     are what was seen of each kind; `pair_quantile` is that of the error of a pair of networks, per share of time that
     they do not have in common (latmod.differing); `load_prices` say what opening a model takes (latmod.load_time). The
-    file's graph holds the residual's trees over the columns named in `seen`.
+    file's graph holds the residuals over the columns named in `seen`.
     """
 
     rules: str

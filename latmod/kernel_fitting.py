@@ -25,14 +25,14 @@ from latmod.smooth import Blend, fit_smooth
 Floats = NDArray[np.float64]
 
 _FEW = 12
-"""Kernels of one kind below which it is priced as `OTHER`."""
+"""Kernels of one kind below which it is priced as others of its class are."""
 TREES = 200
 _BOOSTING: dict[str, int | float] = {
     "learning_rate": 0.08, "max_leaf_nodes": 24, "min_samples_leaf": 8, "l2_regularization": 1.0,
     "max_features": 0.3,
 }  # fmt: skip
 _STRANGE = 0.15
-"""Share of the kernels that the trees see a second time as if their kind had never been seen."""
+"""Share of the kernels that the residual sees a second time as if their kind had never been seen."""
 _MAX_NS_PER_BYTE = 0.5
 """A core reads at least 2 GB a second from memory, page faults included."""
 
@@ -65,10 +65,8 @@ def fit_additive(models: Sequence[LabelledModel], seed: int = 0, *, trees: int =
     seen = residual_columns(columns, rates.index(kinds), physics)
     target = np.clip(np.log(label_ns / physics), -MAX_RESIDUAL, MAX_RESIDUAL)
     residuals = tuple(
-        _fit_residual(
-            seen[groups == group], target[groups == group], weights[groups == group], trees, len(rates.kinds), seed
-        )
-        for group in range(len(GROUPS))
+        _fit_residual(seen[own], target[own], weights[own], trees, len(rates.kinds), seed)
+        for own in (groups == group for group in range(len(GROUPS)))
     )
     plain = Additive(rates=rates, residuals=residuals, scales=(1.0,) * len(GROUPS), call_ns=0.0, run_ns=0.0)
     return calibrated(plain, models)
@@ -162,11 +160,12 @@ def _non_negative(
     scaled = physical / label_ns[:, None] * root
     norms = np.linalg.norm(scaled, axis=0)
     norms[norms == 0.0] = 1.0
-    start = np.zeros(len(PHYSICAL)) if prior is None else np.array(prior) * norms
     # In these units a column that explains all of the labels has the root of their number.
     whole = np.sqrt(len(scaled))
-    pull = np.full(len(PHYSICAL), np.sqrt(_RIDGE) * whole)
-    if prior is not None:
+    if prior is None:
+        start, pull = np.zeros(len(PHYSICAL)), np.full(len(PHYSICAL), np.sqrt(_RIDGE) * whole)
+    else:
+        start = np.array(prior) * norms
         pull = _LABEL_NOISE / (start / whole + _LEAST_PART)
     left = np.concatenate([scaled / norms * whole, np.diag(pull)])
     right = np.concatenate([root[:, 0] * whole, pull * start])

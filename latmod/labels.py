@@ -142,10 +142,9 @@ def _by_shape(burst: Sequence[KernelTime]) -> dict[tuple[object, ...], float]:
     """Return the mean time of the kernels with the same operator and shapes."""
     sums: dict[tuple[object, ...], list[float]] = {}
     for time in burst:
-        if not time.value:
-            known = sums.setdefault(_shape_key(time.op, time.inputs, time.outputs), [0.0, 0.0])
-            known[0] += time.ns * time.count
-            known[1] += time.count
+        known = sums.setdefault(_shape_key(time.op, time.inputs, time.outputs), [0.0, 0.0])
+        known[0] += time.ns * time.count
+        known[1] += time.count
     return {key: total / count for key, (total, count) in sums.items()}
 
 

@@ -114,7 +114,7 @@ def _wide(out: Writer, values: NDArray[np.float32]) -> str:
     return out.cast(out.constant(values), "float64")
 
 
-def squashed(x: NDArray[np.float32]) -> Floats:
+def squashed(x: Features) -> Floats:
     """Return sign(x) log(1 + |x|): counts over nine orders of magnitude as numbers of the same size."""
     wide = x.astype(np.float64)
     return np.asarray(np.sign(wide) * np.log(np.abs(wide) + 1.0))

@@ -13,6 +13,13 @@ from latmod.labels import LabelledModel
 KINDS = ("Conv 3x3", "Conv depthwise", "Gemm weights", "Add")
 
 
+def made(kind: str, numbers: dict[str, float]) -> Kernel:
+    return Kernel(
+        op=kind.split()[0], kind=kind, numbers=tuple(numbers.get(field, 0.0) for field in FIELDS), nodes=("n",),
+        label="n", inputs=(), outputs=(), values=(),
+    )  # fmt: skip
+
+
 def kernel(rng: np.random.Generator) -> Kernel:
     kind = KINDS[int(rng.integers(len(KINDS)))]
     numbers = dict.fromkeys(FIELDS, 0.0)
@@ -21,10 +28,7 @@ def kernel(rng: np.random.Generator) -> Kernel:
         numbers["macs"] = numbers["padded_macs"] = float(rng.integers(1e5, 1e8))
         numbers["bytes_weights"] = float(rng.integers(1e3, 1e6))
         numbers["channels_out"] = float(rng.integers(1, 200))
-    return Kernel(
-        op=kind.split()[0], kind=kind, numbers=tuple(numbers[field] for field in FIELDS), nodes=("n",), label="n",
-        inputs=(), outputs=(), values=(),
-    )  # fmt: skip
+    return made(kind, numbers)
 
 
 def true_ns(one: Kernel) -> float:
@@ -79,14 +83,8 @@ def test_unknown_kinds_cost_what_their_bytes_do(fitted: Additive) -> None:
 
 
 def test_what_was_seen_small_alone_is_priced_large_as_its_class() -> None:
-    numbers = dict.fromkeys(FIELDS, 0.0)
-
     def one(kind: str, size: float) -> Kernel:
-        own = numbers | {"bytes_in": size, "bytes_out": size, "numel_out": size / 4, "steps": size / 4}
-        return Kernel(
-            op=kind, kind=kind, numbers=tuple(own[field] for field in FIELDS), nodes=("n",), label="n", inputs=(),
-            outputs=(), values=(),
-        )  # fmt: skip
+        return made(kind, {"bytes_in": size, "bytes_out": size, "numel_out": size / 4, "steps": size / 4})
 
     rng = np.random.default_rng(3)
     found = []
@@ -103,7 +101,7 @@ def test_what_was_seen_small_alone_is_priced_large_as_its_class() -> None:
         )  # fmt: skip
     fitted = fit_additive(found, trees=0)
     relu, clip = fitted.kernel_ns([one("Relu", 5e6), one("Clip", 5e6)])
-    # Three thousand times larger than any that was seen.
+    # Thousands of times larger than any Clip that was seen.
     assert relu / 2.5 < clip < relu * 2.5
 
 

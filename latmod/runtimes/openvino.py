@@ -69,7 +69,6 @@ class OpenVinoSession:
             "pinning": bool(compiled.get_property("ENABLE_CPU_PINNING")),
             "flush_denormals": True,
         }
-        self._compiled = compiled
         self._outputs = len(compiled.outputs)
         self._request = compiled.create_infer_request()
         self._tensors = [
@@ -93,7 +92,7 @@ class OpenVinoSession:
 
     def close(self) -> None:
         """Drop the request."""
-        del self._request, self._tensors, self._compiled
+        del self._request, self._tensors
 
 
 class ProfilingOpenVinoSession(OpenVinoSession):
@@ -138,7 +137,7 @@ class ProfilingOpenVinoSession(OpenVinoSession):
         The keys are those of OpenVINO's exec_model_info.hpp.
         """
         found = {}
-        for piece in self._compiled.get_runtime_model().get_ordered_ops():
+        for piece in self._request.get_compiled_model().get_runtime_model().get_ordered_ops():
             told = piece.get_rt_info()
             took = str(told["execTimeMcs"].value) if "execTimeMcs" in told else _NOT_EXECUTED
             if took != _NOT_EXECUTED:
