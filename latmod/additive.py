@@ -1,8 +1,7 @@
 """The additive model: a network's latency is the sum over its kernels of physics times the exponential of a residual.
 
 Physics gives each kind of kernel non-negative rates of physical quantities, fitted on relative error. The residual,
-boosted trees and small networks, corrects it by what rates cannot say: remainders by block sizes, caches, shapes that
-an engine likes.
+small networks, corrects it by what rates cannot say: remainders by block sizes, caches, shapes that an engine likes.
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from latmod.columns import Writer
 from latmod.kernels import Kernel
 from latmod.kernels.columns import COLUMNS, Columns, column_matrix, physical_part
-from latmod.smooth import Blend
+from latmod.smooth import Smooth
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 GROUPS = ("dense convolution", "other convolution", "product", "other")
-"""Kernels that share one residual."""
+"""Kernels that share one scale, and may share one residual."""
 
 OTHER = "other kinds"
 """Stands for every kind that was seen too rarely to have rates of its own, or never, nor has any of its class."""
@@ -109,11 +108,16 @@ class Additive(msgspec.Struct, frozen=True, kw_only=True):
 def residuals_to_onnx(model: Additive) -> "ModelProto":
     """Return the residuals as an ONNX model: input `features` (columns as in `SEEN`), one output per group."""
     out = Writer(len(SEEN))
+    wide = out.cast("features", "float64")
+    written: dict[int, str] = {}
     parts = {}
     for group, residual in enumerate(model.residuals):
         if residual is not None:
-            assert isinstance(residual, Blend), "only what was fitted here can be written"
-            parts[f"residual_{group}"] = residual.write(out, "features")
+            assert isinstance(residual, Smooth), "only what was fitted here can be written"
+            # Groups that share their networks share the nodes.
+            if id(residual) not in written:
+                written[id(residual)] = residual.write(out, wide)
+            parts[f"residual_{group}"] = written[id(residual)]
     return out.finish(**parts)
 
 

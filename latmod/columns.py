@@ -203,52 +203,6 @@ class Writer:
             self.nodes.append(node)
         return self.cast(renamed[inner.output[0].name], "float64")
 
-    def boosted(self, model: object, x: str) -> str:
-        """Add a fitted HistGradientBoostingRegressor over `x`, float32 [N, columns]; return a float64 [N, 1].
-
-        skl2onnx 1.20 cannot (its integers are numpy's, which onnx 1.23 refuses). A threshold is rounded down to
-        float32, so that every float32 goes the way that it goes in scikit-learn.
-        """
-        nodes: dict[str, list[int]] = {key: [] for key in ("treeids", "nodeids", "featureids", "true", "false")}
-        modes: list[str] = []
-        thresholds: list[float] = []
-        leaves: dict[str, list[int]] = {"treeids": [], "nodeids": []}
-        values: list[float] = []
-        for tree, (predictor,) in enumerate(model._predictors):  # type: ignore[attr-defined]
-            for position, node in enumerate(predictor.nodes):
-                leaf = bool(node["is_leaf"])
-                nodes["treeids"].append(tree)
-                nodes["nodeids"].append(position)
-                nodes["featureids"].append(0 if leaf else int(node["feature_idx"]))
-                nodes["true"].append(0 if leaf else int(node["left"]))
-                nodes["false"].append(0 if leaf else int(node["right"]))
-                modes.append("LEAF" if leaf else "BRANCH_LEQ")
-                thresholds.append(0.0 if leaf else _float32_below(float(node["num_threshold"])))
-                if leaf:
-                    leaves["treeids"].append(tree)
-                    leaves["nodeids"].append(position)
-                    values.append(float(node["value"]))
-        baseline = float(np.ravel(model._baseline_prediction)[0])  # type: ignore[attr-defined]
-        told = self.add(
-            "TreeEnsembleRegressor",
-            x,
-            domain="ai.onnx.ml",
-            n_targets=1,
-            base_values=[baseline],
-            nodes_treeids=nodes["treeids"],
-            nodes_nodeids=nodes["nodeids"],
-            nodes_featureids=nodes["featureids"],
-            nodes_modes=modes,
-            nodes_values=thresholds,
-            nodes_truenodeids=nodes["true"],
-            nodes_falsenodeids=nodes["false"],
-            target_treeids=leaves["treeids"],
-            target_nodeids=leaves["nodeids"],
-            target_ids=[0] * len(values),
-            target_weights=values,
-        )
-        return self.cast(told, "float64")
-
     def finish(self, **outputs: str) -> "ModelProto":
         """Return the whole model; `outputs` maps names to values, float64 [N, 1]."""
         from onnx import TensorProto, helper
@@ -263,9 +217,3 @@ class Writer:
         )
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="latmod")
-
-
-def _float32_below(value: float) -> float:
-    """Return the largest float32 that is not above a number."""
-    rounded = np.float32(value)
-    return float(rounded if rounded <= value else np.nextafter(rounded, np.float32(-np.inf)))

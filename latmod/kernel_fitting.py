@@ -13,26 +13,19 @@ from latmod.additive import (
     OTHER,
     Additive,
     Rates,
-    Residual,
     group_of,
     others_of,
     residual_columns,
 )
-from latmod.kernels.columns import PHYSICAL, Columns, column_matrix, physical_part, stacked
+from latmod.kernels.columns import PHYSICAL, Columns, physical_part, stacked
 from latmod.labels import LabelledModel
-from latmod.smooth import Blend, fit_smooth
 
 Floats = NDArray[np.float64]
 
 _FEW = 12
 """Kernels of one kind below which it is priced as others of its class are."""
-TREES = 200
-_BOOSTING: dict[str, int | float] = {
-    "learning_rate": 0.08, "max_leaf_nodes": 24, "min_samples_leaf": 8, "l2_regularization": 1.0,
-    "max_features": 0.3,
-}  # fmt: skip
 _STRANGE = 0.15
-"""Share of the kernels that the residual sees a second time as if their kind had never been seen."""
+"""Share of the kernels that networks see as if their kind had never been seen, each model a second time."""
 _MAX_NS_PER_BYTE = 0.5
 """A core reads at least 2 GB a second from memory, page faults included."""
 
@@ -47,57 +40,106 @@ _CALIBRATION_PULL = 1.0
 """How strongly the calibration is drawn to none at all, in rows of data per row."""
 
 
-def fit_additive(models: Sequence[LabelledModel], seed: int = 0, *, trees: int = TREES) -> Additive:
-    """Fit rates, residuals of so many `trees` (none for 0) and the calibration to kernels whose times were told.
-
-    Labels are first brought to sum to the latency that was measured without a profile: what the engine tells includes
-    the telling, a cost per kernel that is the same for all.
-    """
-    kinds, columns, label_ns, weights = training_kernels(models)
-    rates = _fit_rates(kinds, columns, label_ns, weights)
-    groups = np.array([group_of(kind) for kind in kinds])
-    if trees:
-        strange = np.flatnonzero(np.random.default_rng(seed).random(len(kinds)) < _STRANGE)
-        again = np.concatenate([np.arange(len(kinds)), strange])
-        kinds = [*kinds, *(others_of(kinds[place]) for place in strange)]
-        columns, label_ns, weights, groups = columns[again], label_ns[again], weights[again], groups[again]
-    physics = rates.ns(kinds, columns)
-    seen = residual_columns(columns, rates.index(kinds), physics)
-    target = np.clip(np.log(label_ns / physics), -MAX_RESIDUAL, MAX_RESIDUAL)
-    residuals = tuple(
-        _fit_residual(seen[own], target[own], weights[own], trees, len(rates.kinds), seed)
-        for own in (groups == group for group in range(len(GROUPS)))
-    )
-    plain = Additive(rates=rates, residuals=residuals, scales=(1.0,) * len(GROUPS), call_ns=0.0, run_ns=0.0)
-    return calibrated(plain, models)
+def fit_additive(models: Sequence[LabelledModel], seed: int = 0) -> Additive:
+    """Fit rates, the residual and the calibration to kernels whose times were told, and to the whole."""
+    told = training_kernels(models)
+    return with_residual(_rated(models, told), models, told, seed)
 
 
-def training_kernels(models: Sequence[LabelledModel]) -> tuple[list[str], Columns, Floats, Floats]:
-    """Return all labelled kernels: kinds, columns, labels in ns, and weights: each model weighs as its kernels do.
+def fit_rated(models: Sequence[LabelledModel]) -> Additive:
+    """Fit rates and the calibration alone."""
+    return _rated(models, training_kernels(models))
+
+
+class Training(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold the kernels of all models in a row: `label_ns` nan where nothing was told, `starts` each model's first.
 
     A kernel's weight is the root of its share of the model's time: what matters is the sum, but a kernel that is small
-    here may be large elsewhere.
+    here may be large elsewhere. Each model weighs as its kernels do.
+    """
+
+    kinds: list[str]
+    columns: Columns
+    label_ns: Floats
+    weights: Floats
+    starts: NDArray[np.int64]
+
+
+def training_kernels(models: Sequence[LabelledModel]) -> Training:
+    """Return all kernels with their labels.
+
+    Labels are brought to sum to the latency that was measured without a profile: what the engine tells includes the
+    telling, a cost per kernel that is the same for all.
     """
     overhead_ns = telling_ns(models)
-    kinds: list[str] = []
-    columns: list[Columns] = []
-    labels: list[float] = []
-    weights: list[float] = []
+    labels: list[Floats] = []
+    weights: list[Floats] = []
     for model in models:
         told = np.array(model.kernel_ns)
         known = np.isfinite(told)
-        if not known.any():
-            continue
         own = np.maximum(told - overhead_ns, 0.2 * told)
-        total = float(own[known].sum()) + model.unmatched_ns
-        own = own * (model.latency_ns / max(total, 1.0))
-        share = np.sqrt(np.maximum(own[known], FLOOR_NS / 3.0) / own[known].sum())
-        columns.append(column_matrix(model.kernels)[known])
-        for position, weight in zip(np.flatnonzero(known), share / share.sum() * np.sqrt(known.sum()), strict=True):
-            kinds.append(model.kernels[position].kind)
-            labels.append(max(float(own[position]), FLOOR_NS / 3.0))
-            weights.append(float(weight))
-    return kinds, np.concatenate(columns), np.array(labels), np.array(weights)
+        total = float(own[known].sum()) + model.unmatched_ns if known.any() else 1.0
+        own = np.maximum(own * (model.latency_ns / max(total, 1.0)), FLOOR_NS / 3.0)
+        share = np.where(known, np.sqrt(own), 0.0)
+        labels.append(own)
+        weights.append(share / max(share.sum(), 1e-9) * np.sqrt(known.sum()))
+    kernels, columns, starts = stacked([model.kernels for model in models])
+    return Training(
+        kinds=[kernel.kind for kernel in kernels],
+        columns=columns,
+        label_ns=np.concatenate(labels),
+        weights=np.concatenate(weights),
+        starts=np.concatenate([[0], starts]),
+    )
+
+
+def _rated(models: Sequence[LabelledModel], told: Training) -> Additive:
+    known = np.flatnonzero(np.isfinite(told.label_ns))
+    kinds = [told.kinds[place] for place in known]
+    rates = _fit_rates(kinds, told.columns[known], told.label_ns[known], told.weights[known])
+    nothing = (None,) * len(GROUPS)
+    return calibrated(
+        Additive(rates=rates, residuals=nothing, scales=(1.0,) * len(GROUPS), call_ns=0, run_ns=0), models
+    )
+
+
+def with_residual(rated: Additive, models: Sequence[LabelledModel], told: Training, seed: int = 0) -> Additive:
+    """Let networks correct rates by what was told of kernels, if anything, and by whole latencies.
+
+    Each model is shown twice, the second time with some kernels as if their kind had never been seen.
+    """
+    from latmod.training import Lesson, train
+
+    rng = np.random.default_rng(seed)
+    hidden = rng.random(len(told.kinds)) < _STRANGE
+    strange = [others_of(kind) if hide else kind for kind, hide in zip(told.kinds, hidden, strict=True)]
+    physics = [rated.rates.ns(kinds, told.columns) for kinds in (told.kinds, strange)]
+    seen = [
+        residual_columns(told.columns, rated.rates.index(kinds), own)
+        for kinds, own in zip((told.kinds, strange), physics, strict=True)
+    ]
+    label_ns, latency_ns = np.tile(told.label_ns, 2), np.tile([model.latency_ns for model in models], 2)
+    weights = np.tile(told.weights, 2)
+    mean = weights[weights > 0.0].mean() if weights.any() else 1.0
+    both = np.concatenate(physics)
+    networks = train(
+        Lesson(
+            x=np.concatenate(seen),
+            kinds=len(rated.rates.kinds),
+            physics_ns=both,
+            target=np.clip(np.log(label_ns / both), -MAX_RESIDUAL, MAX_RESIDUAL),
+            weights=weights / mean,
+            starts=np.concatenate([told.starts, told.starts + len(told.kinds)]),
+            latency_ns=latency_ns,
+            run_ns=rated.run_ns,
+            bound=MAX_RESIDUAL,
+        ),
+        seed,
+    )
+    plain = Additive(
+        rates=rated.rates, residuals=(networks,) * len(GROUPS), scales=(1.0,) * len(GROUPS), call_ns=0.0, run_ns=0.0
+    )
+    return calibrated(plain, models)
 
 
 def telling_ns(models: Sequence[LabelledModel]) -> float:
@@ -172,23 +214,6 @@ def _non_negative(
     most = np.array([_MAX_NS_PER_BYTE if "_over_" in name else np.inf for name in PHYSICAL]) * norms
     solution = lsq_linear(left, right, bounds=(0.0, most), method="bvls").x
     return tuple((np.maximum(solution, 0.0) / norms).tolist())
-
-
-def _fit_residual(seen: Columns, target: Floats, weights: Floats, trees: int, kinds: int, seed: int) -> Residual | None:
-    from sklearn.ensemble import HistGradientBoostingRegressor
-
-    if not trees or len(target) < 4 * _FEW:
-        return None
-    weights = weights / weights.mean()
-    boosted = HistGradientBoostingRegressor(
-        max_iter=trees,
-        **_BOOSTING,
-        loss="squared_error",
-        random_state=seed,
-        early_stopping=False,
-        categorical_features=None,
-    ).fit(seen, target, sample_weight=weights)
-    return Blend(trees=boosted, smooth=fit_smooth(seen, target, weights, kinds, seed))
 
 
 def calibrated(plain: Additive, models: Sequence[LabelledModel]) -> Additive:

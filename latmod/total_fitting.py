@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latmod.additive import GROUPS, OTHER, Additive, Rates
-from latmod.kernel_fitting import calibrated, fit_additive
+from latmod.kernel_fitting import calibrated, fit_additive, fit_rated, training_kernels, with_residual
 from latmod.kernels import Kernel
 from latmod.kernels.columns import PHYSICAL, Columns, stacked
 from latmod.labels import LabelledModel
@@ -24,8 +24,9 @@ _TURNS = 12
 """Turns of the fit. Measured on families left out, kernels-zen3 data: after 2, 5 and 12 turns MAPE was 18.9, 16.8 and
 14.9 % in OpenVINO, 24.1, 21.9 and 20.0 % in tract, 27.3, 27.8 and 27.2 % in MNN.
 
-Rates alone are fitted, no residual: with 150 trees after 2 turns all four engines that tell nothing came out worse
-(MAPE 18 to 42 % for 16 to 28 %). Trees learn the noise of single networks, which all their kernels share.
+Rates alone are fitted so; the residual then learns from whole latencies (`latmod.training`). One that is fitted to the
+parts instead, as trees were, learns the noise of single networks, which all their kernels share (MAPE 18 to 42 % for
+16 to 28 % of rates alone).
 """
 
 _PULL = 1.0
@@ -74,10 +75,10 @@ def fit_sum(models: Sequence[LabelledModel], seed: int = 0, near: Additive | Non
     if any(np.isfinite(model.told_ns) for model in models):
         return fit_additive(models, seed)
     start: Prices = calibrated(PRIOR, models) if near is None else scaled(near, models)
-    fitted = fit_additive(apportioned(models, start), seed, trees=0)
+    fitted = fit_rated(apportioned(models, start))
     for _ in range(_TURNS - 1):
-        fitted = fit_additive(apportioned(models, fitted), seed, trees=0)
-    return fitted
+        fitted = fit_rated(apportioned(models, fitted))
+    return with_residual(fitted, models, training_kernels(models), seed)
 
 
 def priced(prices: Prices, models: Sequence[LabelledModel]) -> list[Floats]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from latmod.additive import GROUPS, SEEN, Additive, class_of, group_of, residual_columns, residuals_to_onnx
-from latmod.kernel_fitting import fit_additive, telling_ns
+from latmod.kernel_fitting import fit_additive, fit_rated, telling_ns
 from latmod.kernel_study import leave_families_out, quantiles
 from latmod.kernels import FIELDS, Kernel
 from latmod.kernels.columns import column_matrix
@@ -99,7 +99,7 @@ def test_what_was_seen_small_alone_is_priced_large_as_its_class() -> None:
                 latency_ns=float(times.sum()), noise=0.01, told_ns=float(label.sum()), unmatched_ns=0.0,
             )
         )  # fmt: skip
-    fitted = fit_additive(found, trees=0)
+    fitted = fit_rated(found)
     relu, clip = fitted.kernel_ns([one("Relu", 5e6), one("Clip", 5e6)])
     # Thousands of times larger than any Clip that was seen.
     assert relu / 2.5 < clip < relu * 2.5

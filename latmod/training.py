@@ -1,0 +1,132 @@
+"""Train the small networks of `latmod.smooth` on kernels and whole networks at once.
+
+What is wanted is right sums: the error of a sum is felt by every kernel in it by its share, so kernels of an engine
+that tells nothing of them can learn, and those of one that does are corrected where telling disturbed them. It is plain
+numpy: the sum over a model's kernels stands between the networks and what is known, which ready-made regressors do not
+offer.
+
+4-fold cross-validation over the data sets of the Intel machine, against boosted trees averaged with networks trained on
+kernels alone (for ncnn and tract: against rates alone), MAPE: onnxruntime 3.4 % for 3.6 %, torch 4.5 for 5.0, OpenVINO
+7.9 for 8.6, MNN 8.8 for 11.2, ncnn 10.9 for 11.1, tract 11.2 for 13.3.
+"""
+
+from itertools import pairwise
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from latmod.columns import Features, Floats
+from latmod.smooth import Layer, Smooth, centred
+
+_NETWORKS = 3
+_HIDDEN = 64
+_PASSES = 50
+_BATCH = 16
+"""Models of one step."""
+_RATE = 3e-3
+_DECAY = 1e-3
+_SLOW, _FAST = 0.99, 0.9
+"""Adam's memory of squares and of gradients (Kingma & Ba 2015, with a shorter one of squares: steps are few)."""
+_LABELS = 1.0
+"""What a kernel's squared error counts beside a model's."""
+_PULL = 0.02
+"""How strongly a kernel is drawn to its physics, by its share of the model."""
+_FAR_SUM, _FAR_LABEL = 0.2, 0.5
+"""Errors beyond count as if they were so large (Huber): a disturbed measurement does not lead."""
+
+Weights = NDArray[np.float32]
+
+
+class Lesson(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold what to learn from: K kernels in a row, those of a model side by side, and N models.
+
+    `x` are the columns that networks see, [K, D], the last of them one of `kinds` categories; `physics_ns` what kernels
+    take without a residual; `target` its logarithm as told, nan where nothing was, `weights` how much each counts;
+    `starts` each model's first kernel, `latency_ns` what it takes, `run_ns` of it once per run.
+    """
+
+    x: Features
+    kinds: int
+    physics_ns: Floats
+    target: Floats
+    weights: Floats
+    starts: NDArray[np.int64]
+    latency_ns: Floats
+    run_ns: float
+    bound: float
+    """Of the residual, either way."""
+
+
+def train(lesson: Lesson, seed: int = 0) -> Smooth:
+    """Return networks that learnt the lesson."""
+    empty = centred(lesson.x, lesson.kinds)
+    inputs = empty.inputs(lesson.x).astype(np.float32)
+    found = tuple(_train_one(lesson, inputs, np.random.default_rng((seed, number))) for number in range(_NETWORKS))
+    return msgspec.structs.replace(empty, networks=found)
+
+
+def _train_one(lesson: Lesson, inputs: Weights, rng: np.random.Generator) -> tuple[Layer, ...]:
+    parts = _start(inputs.shape[1], rng)
+    first = [np.zeros_like(part) for part in parts]
+    second = [np.zeros_like(part) for part in parts]
+    count = len(lesson.latency_ns)
+    ends = np.append(lesson.starts[1:], len(inputs))
+    steps = _PASSES * -(-count // _BATCH)
+    step = 0
+    for _ in range(_PASSES):
+        order = rng.permutation(count)
+        for place in range(0, count, _BATCH):
+            models = order[place : place + _BATCH]
+            rows = np.concatenate([np.arange(lesson.starts[model], ends[model]) for model in models])
+            owner = np.repeat(np.arange(len(models)), ends[models] - lesson.starts[models])
+            step += 1
+            rate = _RATE * 0.5 * (1.0 + np.cos(np.pi * step / steps)) + 1e-5
+            slopes = _slopes(lesson, inputs[rows], parts, models, rows, owner)
+            for number, slope in enumerate(slopes):
+                first[number] = _FAST * first[number] + (1.0 - _FAST) * slope
+                second[number] = _SLOW * second[number] + (1.0 - _SLOW) * slope**2
+                size = np.sqrt(second[number] / (1.0 - _SLOW**step)) + 1e-8
+                kept = 1.0 - rate * _DECAY if parts[number].ndim == 2 else 1.0
+                change = rate * first[number] / (1.0 - _FAST**step) / size
+                parts[number] = ((parts[number] - change) * kept).astype(np.float32)
+    return tuple(zip(parts[::2], parts[1::2], strict=True))
+
+
+def _start(columns: int, rng: np.random.Generator) -> list[Weights]:
+    """Return weights and biases of three layers (He normal); the last begins near nothing."""
+    sizes = (columns, _HIDDEN, _HIDDEN, 1)
+    parts: list[Weights] = []
+    for before, after in pairwise(sizes):
+        scale = np.sqrt(2.0 / before) * (0.1 if after == 1 else 1.0)
+        parts += [(rng.standard_normal((before, after)) * scale).astype(np.float32), np.zeros(after, np.float32)]
+    return parts
+
+
+def _slopes(
+    lesson: Lesson,
+    x: Weights,
+    parts: list[Weights],
+    models: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    owner: NDArray[np.int64],
+) -> list[Weights]:
+    """Return the gradient of the loss over some models by each part; `owner` says whose each of the `rows` is."""
+    first = np.maximum(x @ parts[0] + parts[1], 0.0)
+    second = np.maximum(first @ parts[2] + parts[3], 0.0)
+    own = (second @ parts[4] + parts[5])[:, 0].astype(np.float64)
+    residual = np.clip(own, -lesson.bound, lesson.bound)
+    price = lesson.physics_ns[rows] * np.exp(residual)
+    total = np.bincount(owner, price, minlength=len(models)) + lesson.run_ns
+    share = price / total[owner]
+    error = np.clip(np.log(total / lesson.latency_ns[models]), -_FAR_SUM, _FAR_SUM)
+    slope = (error[owner] + _PULL * own) * share / len(models)
+    target = lesson.target[rows]
+    known = np.isfinite(target)
+    difference = np.clip(residual[known] - target[known], -_FAR_LABEL, _FAR_LABEL)
+    slope[known] += _LABELS * lesson.weights[rows][known] * difference / len(rows)
+    last = slope.astype(np.float32)[:, None]
+    middle = (last @ parts[4].T) * (second > 0.0)
+    early = (middle @ parts[2].T) * (first > 0.0)
+    layers = ((x, early), (first, middle), (second, last))
+    return [part for before, after in layers for part in (before.T @ after, after.sum(axis=0))]
