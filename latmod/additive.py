@@ -105,6 +105,13 @@ class Additive(msgspec.Struct, frozen=True, kw_only=True):
         return float(self.kernel_ns(kernels).sum()) + self.run_ns
 
 
+def uncalibrated(rates: Rates, residual: Residual | None = None) -> Additive:
+    """Return the model of these prices before whole latencies have a say, all groups sharing one residual."""
+    return Additive(
+        rates=rates, residuals=(residual,) * len(GROUPS), scales=(1.0,) * len(GROUPS), call_ns=0.0, run_ns=0.0
+    )
+
+
 def residuals_to_onnx(model: Additive) -> "ModelProto":
     """Return the residuals as an ONNX model: input `features` (columns as in `SEEN`), one output per group."""
     out = Writer(len(SEEN))

@@ -16,9 +16,11 @@ from latmod.additive import (
     group_of,
     others_of,
     residual_columns,
+    uncalibrated,
 )
 from latmod.kernels.columns import PHYSICAL, Columns, physical_part, stacked
 from latmod.labels import LabelledModel
+from latmod.training import Lesson, train
 
 Floats = NDArray[np.float64]
 
@@ -97,10 +99,7 @@ def _rated(models: Sequence[LabelledModel], told: Training) -> Additive:
     known = np.flatnonzero(np.isfinite(told.label_ns))
     kinds = [told.kinds[place] for place in known]
     rates = _fit_rates(kinds, told.columns[known], told.label_ns[known], told.weights[known])
-    nothing = (None,) * len(GROUPS)
-    return calibrated(
-        Additive(rates=rates, residuals=nothing, scales=(1.0,) * len(GROUPS), call_ns=0, run_ns=0), models
-    )
+    return calibrated(uncalibrated(rates), models)
 
 
 def with_residual(rated: Additive, models: Sequence[LabelledModel], told: Training, seed: int = 0) -> Additive:
@@ -108,8 +107,6 @@ def with_residual(rated: Additive, models: Sequence[LabelledModel], told: Traini
 
     Each model is shown twice, the second time with some kernels as if their kind had never been seen.
     """
-    from latmod.training import Lesson, train
-
     rng = np.random.default_rng(seed)
     hidden = rng.random(len(told.kinds)) < _STRANGE
     strange = [others_of(kind) if hide else kind for kind, hide in zip(told.kinds, hidden, strict=True)]
@@ -136,10 +133,7 @@ def with_residual(rated: Additive, models: Sequence[LabelledModel], told: Traini
         ),
         seed,
     )
-    plain = Additive(
-        rates=rated.rates, residuals=(networks,) * len(GROUPS), scales=(1.0,) * len(GROUPS), call_ns=0.0, run_ns=0.0
-    )
-    return calibrated(plain, models)
+    return calibrated(uncalibrated(rated.rates, networks), models)
 
 
 def telling_ns(models: Sequence[LabelledModel]) -> float:

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from latmod.additive import GROUPS, OTHER, Additive, Rates
+from latmod.additive import OTHER, Additive, Rates, uncalibrated
 from latmod.kernel_fitting import calibrated, fit_additive, fit_rated, training_kernels, with_residual
 from latmod.kernels import Kernel
 from latmod.kernels.columns import PHYSICAL, Columns, stacked
@@ -33,15 +33,11 @@ _PULL = 1.0
 """How strongly the factor of a kind is drawn to that of all kinds, in networks that it makes up alone."""
 _MOST = 10.0
 
-PRIOR = Additive(
-    rates=Rates(
+PRIOR = uncalibrated(
+    Rates(
         kinds=(OTHER,),
         rates=(tuple({"one": 2000.0, "macs": 0.02, "bytes_in": 0.1, "bytes_out": 0.1}.get(n, 0.0) for n in PHYSICAL),),
-    ),
-    residuals=(None,) * len(GROUPS),
-    scales=(1.0,) * len(GROUPS),
-    call_ns=0.0,
-    run_ns=0.0,
+    )
 )
 """Rough prices of any engine on any server core: 50 GMACs and 10 GB a second, 2 us a call."""
 

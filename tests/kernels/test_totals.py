@@ -10,7 +10,7 @@ from latmod.kernels.columns import PHYSICAL
 from latmod.labels import LabelledModel
 from latmod.total_fitting import PRIOR, apportioned, fit_sum, scaled, without_kernels
 
-pytest.importorskip("sklearn")
+pytest.importorskip("scipy")
 
 # ns per MAC, byte and call: a dense convolution is twice as fast per MAC as the prior says, the other kind much slower.
 PRICES = {"Conv 3x3": {"macs": 0.01, "one": 1000.0}, "Relu": {"bytes_in": 0.3, "one": 5000.0}}
