@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 GROUPS = ("dense convolution", "other convolution", "product", "other")
-"""Kernels that share one scale, and may share one residual."""
+"""Kernels that share one scale."""
 
 OTHER = "other kinds"
 """Stands for every kind that was seen too rarely to have rates of its own, or never, nor has any of its class."""
@@ -68,14 +68,14 @@ class Residual(Protocol):
 
 
 class Additive(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold a fitted additive model; `residuals` has one regressor per group, None where there was nothing.
+    """Hold a fitted additive model; `residual` is None where there are rates alone.
 
     A kernel takes `scales[group] * physics * exp(residual) + call_ns`, at least a tenth of what stands before the sum;
     a network takes the sum over its kernels plus `run_ns`.
     """
 
     rates: Rates
-    residuals: tuple[Residual | None, ...]
+    residual: Residual | None
     scales: tuple[float, ...]
     call_ns: float
     run_ns: float
@@ -92,12 +92,9 @@ class Additive(msgspec.Struct, frozen=True, kw_only=True):
         kinds = [kernel.kind for kernel in kernels]
         groups = np.array([group_of(kind) for kind in kinds], dtype=np.int64)
         physics = self.rates.ns(kinds, columns)
-        residual = np.zeros(len(kernels))
-        seen = residual_columns(columns, self.rates.index(kinds), physics)
-        for group, model in enumerate(self.residuals):
-            inside = groups == group
-            if model is not None and inside.any():
-                residual[inside] = model.predict(seen[inside])
+        if self.residual is None or not kinds:
+            return physics, groups
+        residual = self.residual.predict(residual_columns(columns, self.rates.index(kinds), physics))
         return physics * np.exp(np.clip(residual, -MAX_RESIDUAL, MAX_RESIDUAL)), groups
 
     def latency_ns(self, kernels: Sequence[Kernel]) -> float:
@@ -106,26 +103,15 @@ class Additive(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def uncalibrated(rates: Rates, residual: Residual | None = None) -> Additive:
-    """Return the model of these prices before whole latencies have a say, all groups sharing one residual."""
-    return Additive(
-        rates=rates, residuals=(residual,) * len(GROUPS), scales=(1.0,) * len(GROUPS), call_ns=0.0, run_ns=0.0
-    )
+    """Return the model of these prices before whole latencies have a say."""
+    return Additive(rates=rates, residual=residual, scales=(1.0,) * len(GROUPS), call_ns=0.0, run_ns=0.0)
 
 
-def residuals_to_onnx(model: Additive) -> "ModelProto":
-    """Return the residuals as an ONNX model: input `features` (columns as in `SEEN`), one output per group."""
+def residual_to_onnx(model: Additive) -> "ModelProto":
+    """Return the residual as an ONNX model: input `features` (columns as in `SEEN`), output `residual`."""
+    assert isinstance(model.residual, Smooth), "only what was fitted here can be written"
     out = Writer(len(SEEN))
-    wide = out.cast("features", "float64")
-    written: dict[int, str] = {}
-    parts = {}
-    for group, residual in enumerate(model.residuals):
-        if residual is not None:
-            assert isinstance(residual, Smooth), "only what was fitted here can be written"
-            # Groups that share their networks share the nodes.
-            if id(residual) not in written:
-                written[id(residual)] = residual.write(out, wide)
-            parts[f"residual_{group}"] = written[id(residual)]
-    return out.finish(**parts)
+    return out.finish(residual=model.residual.write(out, out.cast("features", "float64")))
 
 
 def group_of(kind: str) -> int:

@@ -17,9 +17,10 @@ from latmod.timing import Reference
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-SCHEMA = 3
+GRAPH_SCHEMA, KERNEL_SCHEMA = 3, 4
 # Schema 1: the first. 2: predictors of two levels, told apart by `level`. 3: every card tells the instruction set, and
-# those of sums over kernels the prices of opening a model.
+# those of sums over kernels the prices of opening a model. 4, of these alone: one residual for all kernels.
+_SCHEMAS = {"graph": GRAPH_SCHEMA, "kernel": KERNEL_SCHEMA}
 
 MAX_BYTES = 50_000_000
 """A predictor has some 100 KB; this keeps a wrong file from being read into memory."""
@@ -51,7 +52,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     machine: str
     isa: tuple[str, ...]
     nominal: Reference | None
-    drift_weights: tuple[float, float, float]
+    drift_weights: tuple[float, ...]
     models: int
     scores: dict[str, float | None]
     noise_floor: float | None
@@ -82,7 +83,7 @@ class KernelCard(Card, frozen=True, kw_only=True, tag_field="level", tag="kernel
     the quantities named in `physical`), `scales`, `call_ns` and `run_ns` the calibration to whole networks; `ranges`
     are what was seen of each kind; `pair_quantile` is that of the error of a pair of networks, per share of time that
     they do not have in common (latmod.differing); `load_prices` say what opening a model takes (latmod.load_time). The
-    file's graph holds the residuals over the columns named in `seen`.
+    file's graph holds the residual over the columns named in `seen`.
     """
 
     rules: str
@@ -94,8 +95,6 @@ class KernelCard(Card, frozen=True, kw_only=True, tag_field="level", tag="kernel
     scales: tuple[float, ...]
     call_ns: float
     run_ns: float
-    groups: tuple[bool, ...]
-    """Which groups of kernels have a residual."""
     seen: tuple[str, ...]
     ranges: dict[str, tuple[tuple[float, float], ...]]
     pair_quantile: float
@@ -107,6 +106,7 @@ AnyCard = GraphCard | KernelCard
 
 class _Schema(msgspec.Struct):
     schema: int
+    level: str = ""
 
 
 def pack(model: "ModelProto", card: AnyCard) -> bytes:
@@ -138,11 +138,13 @@ def unpack(content: bytes, name: str) -> AnyCard:
     if CARD_KEY not in props or SHA256_KEY not in props:
         raise PredictorError(f"{name}: an ONNX file, but no latmod predictor; make one with `latmod fit`")
     try:
-        schema = msgspec.json.decode(props[CARD_KEY], type=_Schema).schema
+        found = msgspec.json.decode(props[CARD_KEY], type=_Schema)
     except msgspec.MsgspecError as error:
         raise PredictorError(f"{name}: unreadable card ({error}); make it again with `latmod fit`") from None
-    if schema != SCHEMA:
-        raise PredictorError(f"{name}: schema {schema}, this latmod reads {SCHEMA}; make it again with `latmod fit`")
+    if found.schema != (known := _SCHEMAS.get(found.level, max(_SCHEMAS.values()))):
+        raise PredictorError(
+            f"{name}: schema {found.schema}, this latmod reads {known}; make it again with `latmod fit`"
+        )
     digest = props[SHA256_KEY].encode()
     before, _, after = content.rpartition(digest or _EMPTY_SHA256)
     if hashlib.sha256(before + _EMPTY_SHA256 + after).hexdigest().encode() != digest:

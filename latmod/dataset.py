@@ -7,6 +7,7 @@ The folder holds `dataset.json` (the card), `measurements.jsonl` (append-only, f
 
 import fcntl
 import os
+import statistics
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ import msgspec
 from latmod.errors import DatasetError
 from latmod.log import Log, read_records, replace_file
 from latmod.machine import Disturbance, Machine
-from latmod.quiet import QuietLevels, over_quiet, undisturbed
+from latmod.quiet import QuietLevels, is_quiet, over_quiet, undisturbed
 from latmod.timing import Reference, Statistic, median_reference, over_rounds
 
 SCHEMA = 1
@@ -310,12 +311,22 @@ def undisturbed_minima(rounds: Iterable[Measurement], level_ns: int) -> tuple[di
     return {m.round: float(min(found)) for m, found in zip(own, samples, strict=True) if found}, quiet
 
 
+def quiet_probe_ns(burst: Measurement, level_ns: int) -> int:
+    """Return what a probe took beside a burst's undisturbed samples, the median; 0 where none was undisturbed."""
+    quiet = [probe for probe in burst.probes_ns if is_quiet(probe, level_ns)]
+    return round(statistics.median(quiet)) if quiet else 0
+
+
 def nominal_reference(measurements: list[Measurement]) -> Reference:
-    """Return the machine's nominal state: the median of each part of the reference load over all bursts."""
-    references = [part for m in measurements if m.status == "ok" for part in (m.before, m.after) if part is not None]
+    """Return the machine's nominal state: the median over all bursts of each part of the state."""
+    done = [m for m in measurements if m.status == "ok"]
+    references = [part for m in done for part in (m.before, m.after) if part is not None]
     if not references:
         raise DatasetError("no finished burst with reference loads: the machine's nominal state is unknown")
-    return median_reference(references)
+    levels = quiet_levels(done)
+    probes = [probe for m in done if (probe := quiet_probe_ns(m, levels.level(m.runtime)))]
+    nominal = median_reference(references)
+    return msgspec.structs.replace(nominal, probe_ns=round(statistics.median(probes))) if probes else nominal
 
 
 class _SchemaOnly(msgspec.Struct):

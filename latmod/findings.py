@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 
 from latmod import __version__
-from latmod.artifact import SCHEMA, AnyCard, GraphCard, pack
+from latmod.artifact import GRAPH_SCHEMA, AnyCard, GraphCard, pack
 from latmod.dataset import Observation
 from latmod.regressors import Candidate, Params, describe
 from latmod.study import COVERAGE, Calibration, CrossSeed, Table, fit_table
@@ -28,7 +28,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     isa: tuple[str, ...] = ()
     settings: dict[str, dict[str, str | int | bool]] = {}
     nominal: Reference | None = None
-    drift_weights: dict[str, tuple[float, float, float]] = {}
+    drift_weights: dict[str, tuple[float, ...]] = {}
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,7 +192,7 @@ def make_artifact(
     row = fit_row(origin.dataset, g, found)
     first = g.observations[0]
     card = GraphCard(
-        schema=SCHEMA,
+        schema=GRAPH_SCHEMA,
         latmod=__version__,
         dataset=origin.dataset,
         space=origin.space,
@@ -206,7 +206,7 @@ def make_artifact(
         machine=origin.machine or first.machine_id,
         isa=origin.isa,
         nominal=origin.nominal,
-        drift_weights=origin.drift_weights.get(g.runtime, (0.0, 0.0, 0.0)),
+        drift_weights=origin.drift_weights.get(g.runtime, ()),
         features=g.table.names,
         domain=g.table.domain(),
         models=len(g.table),

@@ -28,8 +28,20 @@ _FEW = 12
 """Kernels of one kind below which it is priced as others of its class are."""
 _STRANGE = 0.15
 """Share of the kernels that networks see as if their kind had never been seen, each model a second time."""
+_STREAMED_NS_PER_BYTE = 0.2
+"""What a product reads and writes in a row goes at 5 GB a second at least."""
 _MAX_NS_PER_BYTE = 0.5
 """A core reads at least 2 GB a second from memory, page faults included."""
+_PRODUCT_OVER_CONVOLUTION = 1.5
+"""A product's multiply-add takes at most so many times what a convolution's does, and its bytes what memory allows.
+
+Where only rows times weights were seen, all quantities are in proportion, and nothing tells which of them takes the
+time: products of activations, of quite other proportions, were priced ten times too high (ncnn, transformers left out).
+"""
+
+_MULTIPLY_ADDS = ("macs", "padded_macs")
+_MOVED = ("steps", "bytes_in", "bytes_out", "bytes_weights", "unfolded_bytes", "numel_out")
+_CONVOLUTIONS, _PRODUCTS = "other convolutions", "other products"
 
 _RIDGE = 1e-4
 """Shares between columns that say the same, in rows of data per row."""
@@ -167,13 +179,19 @@ def _fit_rates(kinds: Sequence[str], columns: Columns, label_ns: Floats, weights
         classes.setdefault(others_of(kind), []).extend(own)
     # Every kind of a class counts alike, however often it was seen: the next one may be like any.
     alike = np.array([weights[place] / len(positions[kind]) for place, kind in enumerate(kinds)])
-    priors = {
-        name: _non_negative(physical[own], label_ns[own], alike[own])
-        for name, own in sorted(classes.items())
-        if len(own) >= _FEW
-    }
+    priors: dict[str, tuple[float, ...]] = {}
+    most: dict[str, float] = {}
+    # In this order convolutions come before products.
+    for name, own in sorted(classes.items()):
+        if len(own) >= _FEW:
+            priors[name] = _non_negative(physical[own], label_ns[own], alike[own], most_ns_per_mac=most.get(name))
+            if name == _CONVOLUTIONS:
+                per_mac = sum(priors[name][PHYSICAL.index(quantity)] for quantity in _MULTIPLY_ADDS)
+                most[_PRODUCTS] = _PRODUCT_OVER_CONVOLUTION * per_mac / len(_MULTIPLY_ADDS)
     found = {
-        kind: _non_negative(physical[own], label_ns[own], weights[own], priors.get(others_of(kind)))
+        kind: _non_negative(
+            physical[own], label_ns[own], weights[own], priors.get(others_of(kind)), most.get(others_of(kind))
+        )
         for kind, own in sorted(positions.items())
         if len(own) >= _FEW
     }
@@ -182,7 +200,11 @@ def _fit_rates(kinds: Sequence[str], columns: Columns, label_ns: Floats, weights
 
 
 def _non_negative(
-    physical: Floats, label_ns: Floats, weights: Floats, prior: tuple[float, ...] | None = None
+    physical: Floats,
+    label_ns: Floats,
+    weights: Floats,
+    prior: tuple[float, ...] | None = None,
+    most_ns_per_mac: float | None = None,
 ) -> tuple[float, ...]:
     """Fit non-negative rates on relative error; columns are brought to the same norm.
 
@@ -205,8 +227,13 @@ def _non_negative(
         pull = _LABEL_NOISE / (start / whole + _LEAST_PART)
     left = np.concatenate([scaled / norms * whole, np.diag(pull)])
     right = np.concatenate([root[:, 0] * whole, pull * start])
-    most = np.array([_MAX_NS_PER_BYTE if "_over_" in name else np.inf for name in PHYSICAL]) * norms
-    solution = lsq_linear(left, right, bounds=(0.0, most), method="bvls").x
+    most = np.full(len(PHYSICAL), np.inf)
+    most[["_over_" in name for name in PHYSICAL]] = _MAX_NS_PER_BYTE
+    if most_ns_per_mac:
+        most[[PHYSICAL.index(name) for name in _MULTIPLY_ADDS]] = most_ns_per_mac
+        most[[PHYSICAL.index(name) for name in _MOVED]] = _STREAMED_NS_PER_BYTE
+        most[PHYSICAL.index("calls")] = FLOOR_NS
+    solution = lsq_linear(left, right, bounds=(0.0, most * norms), method="bvls").x
     return tuple((np.maximum(solution, 0.0) / norms).tolist())
 
 

@@ -1,4 +1,4 @@
-"""Judge the kernel level on families that it was not fitted on, and calibrate its intervals on them."""
+"""Judge the kernel level on families, and on networks, that it was not fitted on; calibrate its intervals on both."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,6 +17,7 @@ from latmod.total_fitting import fit_sum, priced
 Floats = NDArray[np.float64]
 
 _FEW = 20
+_QUARTERS = 4
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,16 +68,39 @@ def leave_families_out(
     )
 
 
+def leave_networks_out(
+    models: Sequence[LabelledModel], *, seed: int = 0, jobs: int = 1, near: Additive | None = None
+) -> tuple[Held, ...]:
+    """Predict every model by what was fitted to three quarters of all models, it not among them.
+
+    `near` are prices of another engine to start from.
+    """
+    order = np.random.default_rng(seed).permutation(len(models))
+    places = [order[first::_QUARTERS].tolist() for first in range(min(_QUARTERS, len(order)))]
+    parts = run_all(partial(_without_some, models, seed, near), places, jobs)
+    by_model = {held.model: held for own in parts for held in own}
+    return tuple(by_model[model.model] for model in models)
+
+
+def _without_some(
+    models: Sequence[LabelledModel], seed: int, near: Additive | None, places: Sequence[int]
+) -> list[Held]:
+    left = set(places)
+    kept = [model for place, model in enumerate(models) if place not in left]
+    return _tested(fit_sum(kept, seed, near), kept, [models[place] for place in places])
+
+
 def _without(
     models: Sequence[LabelledModel], seed: int, near: Mapping[str, Additive], family: str
 ) -> tuple[Additive, list[Held]]:
     kept = [model for model in models if model.family != family]
     fitted = fit_sum(kept, seed, near.get(family))
+    return fitted, _tested(fitted, kept, [model for model in models if model.family == family])
+
+
+def _tested(fitted: Additive, kept: Sequence[LabelledModel], tested: Sequence[LabelledModel]) -> list[Held]:
     ranges = observe_ranges([kernel for model in kept for kernel in model.kernels])
-    tested = [model for model in models if model.family == family]
-    return fitted, [
-        judge(own, fitted.run_ns, ranges, model) for own, model in zip(priced(fitted, tested), tested, strict=True)
-    ]
+    return [judge(own, fitted.run_ns, ranges, model) for own, model in zip(priced(fitted, tested), tested, strict=True)]
 
 
 def judge(

@@ -32,9 +32,18 @@ def reference_predictors() -> tuple[Predictor, ...]:
 
 
 @cache
-def _nearest_here() -> tuple[Predictor, ...]:
+def _nearest_here(threads: int) -> tuple[Predictor, ...]:
     """Read what machine this is once, not for every model."""
-    return nearest(reference_predictors(), read_machine())
+    return nearest(of_threads(reference_predictors(), threads), read_machine())
+
+
+def of_threads(predictors: Sequence[Predictor], threads: int) -> tuple[Predictor, ...]:
+    """Keep the predictors for a number of threads; raise PredictorError where all are for others."""
+    kept = tuple(one for one in predictors if one.card.threads == threads)
+    if predictors and not kept:
+        have = ", ".join(map(str, sorted({one.card.threads for one in predictors})))
+        raise PredictorError(f"no predictor for {threads} threads; there are some for {have}")
+    return kept
 
 
 def nearest(predictors: Sequence[Predictor], here: Machine) -> tuple[Predictor, ...]:
@@ -147,15 +156,16 @@ def predict(
     *,
     predictors: Sequence[Predictor] | None = None,
     shapes: dict[str, tuple[int, ...]] | None = None,
+    threads: int = 1,
     state: Reference | None = None,
 ) -> list[Prediction]:
-    """Predict an `.onnx` file, with or without weights: one answer per runtime and number of threads.
+    """Predict an `.onnx` file, with or without weights: one answer per runtime, setting and machine of the predictors.
 
-    Without `predictors` those that ship are asked, of the machine most like this one; `shapes` sets inputs of dynamic
-    shape; `state` as in `Predictor.predict_all`. Raises `GraphError` for a file that cannot be read, `PredictorError`
-    without any predictor.
+    Without `predictors` those that ship for `threads` are asked, of the machine most like this one; `shapes` sets
+    inputs of dynamic shape; `state` as in `Predictor.predict_all`. Raises `GraphError` for a file that cannot be read,
+    `PredictorError` without any predictor.
     """
-    known = _nearest_here() if predictors is None else predictors
+    known = _nearest_here(threads) if predictors is None else predictors
     if not known:
         raise PredictorError("no predictor at hand; make one with `latmod fit`")
     query = ask(read_graph(Path(path), shapes), Path(path).name)

@@ -320,10 +320,7 @@ class KernelPredictor(Predictor):
         positions = [SEEN.index(name) for name in card.seen]
         return Additive(
             rates=Rates(kinds=card.kinds, rates=tuple(tuple(row.get(name, 0.0) for name in PHYSICAL) for row in rates)),
-            residuals=tuple(
-                _Residual(self._session, f"residual_{group}", positions) if there else None
-                for group, there in enumerate(card.groups)
-            ),
+            residual=_Residual(self._session, positions),
             scales=card.scales,
             call_ns=card.call_ns,
             run_ns=card.run_ns,
@@ -331,16 +328,15 @@ class KernelPredictor(Predictor):
 
 
 class _Residual:
-    """Let one output of an artifact's graph look like a regressor over the columns that this latmod knows."""
+    """Let an artifact's graph look like a regressor over the columns that this latmod knows."""
 
-    def __init__(self, session: "InferenceSession", output: str, positions: Sequence[int]) -> None:
+    def __init__(self, session: "InferenceSession", positions: Sequence[int]) -> None:
         self._session = session
-        self._output = output
         self._positions = positions
 
     def predict(self, x: Columns) -> Floats:
         own = np.ascontiguousarray(x[:, self._positions])
-        return np.asarray(self._session.run([self._output], {"features": own})[0], dtype=np.float64)[:, 0]
+        return np.asarray(self._session.run(["residual"], {"features": own})[0], dtype=np.float64)[:, 0]
 
 
 def load_predictor(path: Path) -> Predictor:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+
 from latmod.dataset import (
     TABLE_FILE,
     DatasetFolder,
@@ -35,7 +37,10 @@ def corrections(folder: DatasetFolder, nominal: Reference | None = None) -> dict
     """Return the drift correction of each runtime, fitted to a data set; by default for its own nominal state."""
     card = folder.read_card()
     measurements = folder.read_measurements()
-    state = nominal or card.nominal or nominal_reference(measurements)
+    state = nominal or card.nominal
+    if state is None or not state.probe_ns:
+        own = nominal_reference(measurements)
+        state = msgspec.structs.replace(state, probe_ns=own.probe_ns) if state else own
     return {name: fit_correction(name, measurements, state) for name in card.runtimes}
 
 
@@ -156,7 +161,7 @@ def _round_values(
     rounds: list[Measurement], correction: Correction | None, level_ns: int
 ) -> tuple[dict[str, tuple[float, ...]], bool]:
     """Return each figure by round (the least of the undisturbed samples, the others of all), and whether any was."""
-    factors = {m.round: correction.factor(state_of(m)) if correction else 1.0 for m in rounds}
+    factors = {m.round: correction.factor(state_of(m, level_ns)) if correction else 1.0 for m in rounds}
     minima, quiet = undisturbed_minima(rounds, level_ns)
     least = {statistic_key(Statistic.MIN): tuple(value * factors[number] for number, value in minima.items())}
     return least | {

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from latmod.machine import Disturbance, disturbance, read_counters
-from latmod.quiet import is_quiet
+from latmod.quiet import Probe, is_quiet
 
 STEADY_WITHIN = 0.02
 """Warm-up ends when a rolling median changes by less than this (design section 5, point 4)."""
@@ -44,12 +44,14 @@ class BurstPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What a probe takes on quiet cores, as far as known."""
 
 
-class Reference(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold the times of the three parts of the reference load, in ns."""
+class Reference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Hold the times of the three parts of the reference load, and of a probe (see latmod.quiet), in ns."""
 
     conv_ns: int
     copy_ns: int
     dispatch_ns: int
+    probe_ns: int = 0
+    """0 in data of before there were probes."""
 
 
 class Burst(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,7 +176,7 @@ def over_rounds(values: tuple[float, ...], statistic: Statistic) -> float:
 
 
 class ReferenceLoad:
-    """Run three fixed loads of a few ms each, to tell how fast the machine is at this moment.
+    """Run three fixed loads of a few ms each, and a probe, to tell how fast the machine is at this moment.
 
     - conv: a 3x3 convolution of 256 channels at 14 x 14 as the matrix product that engines make of it (116 M MACs).
     - copy: 64 MB read and 64 MB written, more than the last-level cache holds.
@@ -194,13 +196,14 @@ class ReferenceLoad:
         self._target = np.ones(2**24, dtype=np.float32)
         self._small = np.ones(16, dtype=np.float32)
         self._sum = np.empty(16, dtype=np.float32)
+        self._probe = Probe()
 
     def measure(self, passes: int = 4) -> Reference:
         """Return the best of `passes` for each part."""
         best = [min(times) for times in zip(*(self._one_pass() for _ in range(passes)), strict=True)]
-        return Reference(conv_ns=best[0], copy_ns=best[1], dispatch_ns=best[2])
+        return Reference(conv_ns=best[0], copy_ns=best[1], dispatch_ns=best[2], probe_ns=best[3])
 
-    def _one_pass(self) -> tuple[int, int, int]:
+    def _one_pass(self) -> tuple[int, int, int, int]:
         clock = time.perf_counter_ns
         start = clock()
         np.matmul(self._weight, self._columns, out=self._product)
@@ -209,7 +212,8 @@ class ReferenceLoad:
         after_copy = clock()
         for _ in range(2000):
             np.add(self._small, self._small, out=self._sum)
-        return after_conv - start, after_copy - after_conv, clock() - after_copy
+        after_dispatch = clock()
+        return after_conv - start, after_copy - after_conv, after_dispatch - after_copy, self._probe.measure()
 
 
 def median_reference(references: Sequence[Reference]) -> Reference:
@@ -218,6 +222,7 @@ def median_reference(references: Sequence[Reference]) -> Reference:
         conv_ns=round(statistics.median(one.conv_ns for one in references)),
         copy_ns=round(statistics.median(one.copy_ns for one in references)),
         dispatch_ns=round(statistics.median(one.dispatch_ns for one in references)),
+        probe_ns=round(statistics.median(one.probe_ns for one in references)),
     )
 
 

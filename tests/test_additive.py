@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from latmod.additive import GROUPS, SEEN, Additive, class_of, group_of, residual_columns, residuals_to_onnx
+from latmod.additive import GROUPS, SEEN, Additive, class_of, group_of, residual_columns, residual_to_onnx
 from latmod.kernel_fitting import fit_additive, fit_rated, telling_ns
-from latmod.kernel_study import leave_families_out, quantiles
+from latmod.kernel_study import leave_families_out, leave_networks_out, quantiles
 from latmod.kernels import FIELDS, Kernel
 from latmod.kernels.columns import column_matrix
 from latmod.labels import LabelledModel
@@ -123,7 +123,7 @@ def test_classes(kind: str, expected: str) -> None:
     assert class_of(kind) == expected
 
 
-def test_the_artifacts_graph_says_what_scikit_learn_says(fitted: Additive) -> None:
+def test_the_artifacts_graph_says_what_the_networks_say(fitted: Additive) -> None:
     ort = pytest.importorskip("onnxruntime")
     rng = np.random.default_rng(2)
     some = [kernel(rng) for _ in range(200)]
@@ -131,11 +131,10 @@ def test_the_artifacts_graph_says_what_scikit_learn_says(fitted: Additive) -> No
     kinds = [one.kind for one in some]
     seen = residual_columns(columns, fitted.rates.index(kinds), fitted.rates.ns(kinds, columns))
     assert seen.shape == (200, len(SEEN))
-    session = ort.InferenceSession(residuals_to_onnx(fitted).SerializeToString(), providers=["CPUExecutionProvider"])
-    for group, model in enumerate(fitted.residuals):
-        if model is not None:
-            told = session.run([f"residual_{group}"], {"features": seen})[0][:, 0]
-            np.testing.assert_allclose(told, model.predict(seen), atol=1e-5)
+    session = ort.InferenceSession(residual_to_onnx(fitted).SerializeToString(), providers=["CPUExecutionProvider"])
+    assert fitted.residual is not None
+    told = session.run(["residual"], {"features": seen})[0][:, 0]
+    np.testing.assert_allclose(told, fitted.residual.predict(seen), atol=1e-5)
 
 
 def test_groups() -> None:
@@ -153,3 +152,11 @@ def test_families_are_held_out_one_by_one() -> None:
     assert 0.0 < narrow <= near <= far
     inside = [one for one in held if abs(one.log_error) <= narrow]
     assert len(inside) / len(held) >= 0.9
+
+
+def test_networks_of_known_families_are_held_out_in_quarters() -> None:
+    own = models(48)
+    held = leave_networks_out(own)
+    assert [one.model for one in held] == [one.model for one in own]
+    assert 0.0 < np.mean([abs(one.log_error) for one in held]) < 0.05
+    assert leave_networks_out(own, jobs=2) == held

@@ -7,16 +7,18 @@ from latmod.dataset import Measurement
 from latmod.drift import Correction, correction_gain, fit_correction, log_state, state_of
 from latmod.timing import Reference
 
-NOMINAL = Reference(conv_ns=2_800_000, copy_ns=7_400_000, dispatch_ns=1_000_000)
-TRUE_WEIGHTS = (0.2, 0.4, 0.0)
+NOMINAL = Reference(conv_ns=2_800_000, copy_ns=7_400_000, dispatch_ns=1_000_000, probe_ns=10_000)
+TRUE_WEIGHTS = (0.2, 0.4, 0.0, 0.3)
+NONE = (0.0, 0.0, 0.0, 0.0)
 
 
 def state(rng: random.Random) -> Reference:
-    conv, copy, dispatch = (math.exp(rng.gauss(0, 0.1)) for _ in range(3))
+    conv, copy, dispatch, probe = (math.exp(rng.gauss(0, spread)) for spread in (0.1, 0.1, 0.1, 0.02))
     return Reference(
         conv_ns=round(NOMINAL.conv_ns * conv),
         copy_ns=round(NOMINAL.copy_ns * copy),
         dispatch_ns=round(NOMINAL.dispatch_ns * dispatch),
+        probe_ns=round(NOMINAL.probe_ns * probe),
     )
 
 
@@ -36,6 +38,7 @@ def drifting_sweep(models: int = 30, rounds: int = 6, noise: float = 0.002) -> l
                     round=number,
                     status="ok",
                     samples_ns=(ns, 2 * ns),
+                    probes_ns=(now.probe_ns, now.probe_ns),
                     before=now,
                     after=now,
                 )
@@ -63,7 +66,7 @@ def test_without_drift_nothing_is_corrected() -> None:
         for number in range(5)
     ]
     found = fit_correction("r", calm, NOMINAL)
-    assert found.weights == (0.0, 0.0, 0.0)
+    assert found.weights == NONE
     assert found.factor(NOMINAL) == 1.0
 
 
@@ -72,23 +75,46 @@ def test_weights_are_never_negative() -> None:
     turned = [
         Measurement(
             model=m.model, runtime="r", round=m.round, status="ok", samples_ns=(round(1e15 / m.samples_ns[0]),),
-            before=m.before, after=m.after,
+            before=m.before, after=m.after, probes_ns=m.probes_ns[:1],
         )
         for m in contrary
     ]  # fmt: skip
     assert min(fit_correction("r", turned, NOMINAL).weights) >= 0.0
 
 
-def test_a_runtime_without_bursts_is_not_corrected() -> None:
-    assert fit_correction("other", drifting_sweep(), NOMINAL).weights == (0.0, 0.0, 0.0)
+def test_one_round_is_corrected_as_runtimes_are_in_general() -> None:
+    found = fit_correction("r", drifting_sweep(rounds=1), NOMINAL)
+    assert found.factor(NOMINAL) == 1.0
+    slow = Reference(conv_ns=2 * NOMINAL.conv_ns, copy_ns=NOMINAL.copy_ns, dispatch_ns=NOMINAL.dispatch_ns)
+    assert 0.5 < found.factor(slow) < 0.6
 
 
 def test_a_slower_state_makes_a_latency_count_for_less() -> None:
     slow = Reference(conv_ns=NOMINAL.conv_ns, copy_ns=2 * NOMINAL.copy_ns, dispatch_ns=NOMINAL.dispatch_ns)
-    assert Correction(runtime="r", nominal=NOMINAL, weights=(0.0, 1.0, 0.0)).factor(slow) == pytest.approx(0.5)
+    assert Correction(runtime="r", nominal=NOMINAL, weights=(0.0, 1.0, 0.0, 0.0)).factor(slow) == pytest.approx(0.5)
 
 
 def test_the_state_around_a_burst_is_the_mean_of_both_references() -> None:
     after = Reference(conv_ns=4 * NOMINAL.conv_ns, copy_ns=NOMINAL.copy_ns, dispatch_ns=NOMINAL.dispatch_ns)
     burst = Measurement(model="m", runtime="r", round=0, status="ok", samples_ns=(1,), before=NOMINAL, after=after)
     assert state_of(burst).conv_ns == 2 * NOMINAL.conv_ns
+
+
+def test_a_state_has_the_median_of_the_undisturbed_probes() -> None:
+    burst = Measurement(
+        model="m", runtime="r", round=0, status="ok", samples_ns=(1, 1, 1, 1), probes_ns=(100, 106, 104, 150),
+        before=NOMINAL, after=NOMINAL,
+    )  # fmt: skip
+    assert state_of(burst, 100).probe_ns == 104
+    assert state_of(burst, 50).probe_ns == NOMINAL.probe_ns
+
+
+def test_conv_stands_in_for_a_probe_that_nobody_ran() -> None:
+    unprobed = Reference(conv_ns=2 * NOMINAL.conv_ns, copy_ns=NOMINAL.copy_ns, dispatch_ns=NOMINAL.dispatch_ns)
+    found = Correction(runtime="r", nominal=NOMINAL, weights=(0.5, 0.0, 0.0, 0.5)).factor(unprobed)
+    assert found == pytest.approx(0.5)
+
+
+def test_weights_of_before_there_were_probes_still_hold() -> None:
+    slow = Reference(conv_ns=2 * NOMINAL.conv_ns, copy_ns=NOMINAL.copy_ns, dispatch_ns=NOMINAL.dispatch_ns)
+    assert Correction(runtime="r", nominal=NOMINAL, weights=(1.0, 0.0, 0.0)).factor(slow) == pytest.approx(0.5)

@@ -1,23 +1,36 @@
 """Which predictors are asked: those of the machine most like this one, or all of one machine."""
 
+from pathlib import Path
+
 import msgspec
+import onnx
 import pytest
 
-from latmod.errors import MachineError
+from latmod.errors import MachineError, PredictorError
 from latmod.machine import Machine, read_machine
-from latmod.predicting import choose_each, nearest, of_one_machine, on_machine, reference_predictors, sharpest
+from latmod.predicting import (
+    choose_each,
+    nearest,
+    of_one_machine,
+    of_threads,
+    on_machine,
+    predict,
+    reference_predictors,
+    sharpest,
+)
 from latmod.predictor import GraphPredictor, Query
 
+LIGHT = Path(onnx.__file__).parent / "backend/test/data/light/light_resnet50.onnx"
 HERE = msgspec.structs.replace(read_machine(), cpu="this", isa=("avx2", "fma"))
 TWIN = msgspec.structs.replace(HERE, memory_gib=HERE.memory_gib + 1)
 LIKE = msgspec.structs.replace(HERE, cpu="like")
 WIDE = msgspec.structs.replace(HERE, cpu="wide", isa=("avx2", "avx512f"))
 
 
-def predictor(machine: Machine, runtime: str = "onnxruntime") -> GraphPredictor:
+def predictor(machine: Machine, runtime: str = "onnxruntime", threads: int = 1) -> GraphPredictor:
     one = next(one for one in reference_predictors() if isinstance(one, GraphPredictor))
     card = msgspec.structs.replace(
-        one.card, machine_id=machine.id, machine=machine.label, isa=machine.isa, runtime=runtime
+        one.card, machine_id=machine.id, machine=machine.label, isa=machine.isa, runtime=runtime, threads=threads
     )
     return GraphPredictor(one._content, card, f"{machine.cpu}-{machine.memory_gib}-{runtime}")
 
@@ -48,6 +61,20 @@ def test_this_machine_is_compared_on_where_it_has_more_than_half_of_the_runtimes
     own = [predictor(HERE), predictor(HERE, "torch")]
     assert of_one_machine([*many, *own], HERE) == tuple(own)
     assert of_one_machine([*many, own[0]], HERE) == tuple(many)
+
+
+def test_what_is_for_other_threads_is_not_asked() -> None:
+    one, two = predictor(HERE), predictor(WIDE, threads=2)
+    assert of_threads([one, two], 1) == (one,)
+    assert of_threads([one, two], 2) == (two,)
+    assert of_threads([], 2) == ()
+    with pytest.raises(PredictorError, match="no predictor for 3 threads; there are some for 1, 2"):
+        of_threads([one, two], 3)
+
+
+def test_the_predictors_that_ship_answer_for_one_thread_unless_asked() -> None:
+    assert {one.threads for one in predict(LIGHT)} == {1}
+    assert {one.threads for one in predict(LIGHT, threads=2)} == {2}
 
 
 def test_the_sharpest_is_the_same_everywhere() -> None:

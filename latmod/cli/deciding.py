@@ -11,7 +11,6 @@ import msgspec
 from latmod.cli.options import (
     chosen_predictors,
     machine_option,
-    of_threads,
     output_options,
     parse_shapes,
     predictor_option,
@@ -166,7 +165,7 @@ def diff(
     """
     from latmod.differing import difference
     from latmod.graph import read_graph
-    from latmod.predicting import ask, sharpest
+    from latmod.predicting import ask, of_threads, sharpest
 
     limit = _fraction(fail_over)
     able = sharpest(that_add_up_kernels(of_threads(chosen_predictors(predictors, runtimes, machine), threads)))
@@ -185,7 +184,7 @@ def diff(
 
 def _comparable(known: "tuple[Predictor, ...]", threads: int, here: "Machine") -> "tuple[Predictor, ...]":
     """Keep the predictors for a number of threads on one machine; say so where this one has fewer runtimes' ones."""
-    from latmod.predicting import of_one_machine
+    from latmod.predicting import of_one_machine, of_threads
 
     kept = of_threads(known, threads)
     chosen = of_one_machine(kept, here)

@@ -131,12 +131,3 @@ def that_add_up_kernels(known: Sequence["Predictor"]) -> list["KernelPredictor"]
     if not able:
         raise LatmodError("no predictor at hand adds up kernels; make one with `latmod fit --level kernel`")
     return able
-
-
-def of_threads(known: "tuple[Predictor, ...]", threads: int) -> "tuple[Predictor, ...]":
-    """Keep the predictors for a number of threads; raise LatmodError where there is none."""
-    kept = tuple(one for one in known if one.card.threads == threads)
-    if not kept:
-        have = ", ".join(map(str, sorted({one.card.threads for one in known})))
-        raise LatmodError(f"no predictor for {threads} threads; there are some for {have}")
-    return kept

@@ -11,7 +11,6 @@ import msgspec
 from latmod.cli.options import (
     chosen_predictors,
     machine_option,
-    of_threads,
     output_options,
     parse_shapes,
     predictor_option,
@@ -38,7 +37,7 @@ _BAR = 30
 @runtime_option
 @machine_option
 @shape_option
-@click.option("--threads", type=click.IntRange(1), help="Threads per inference (default: all there are answers for).")
+@click.option("--threads", type=click.IntRange(1), help="Threads per inference.  [default: 1, or --predictor's]")
 @click.option(
     "--here", is_flag=True, help="Spend two seconds on the reference load; predict for the machine's state now."
 )
@@ -66,14 +65,14 @@ def predict(
     latmod predict resnet50.onnx --runtime onnxruntime --kernels
     """
     from latmod.machine import read_machine
-    from latmod.predicting import nearest
+    from latmod.predicting import nearest, of_threads
     from latmod.predicting import predict as predict_one
 
     known = chosen_predictors(predictors, runtimes, machine)
+    if threads or not predictors:
+        known = of_threads(known, threads or 1)
     if not predictors and not machine:
         known = nearest(known, read_machine())
-    if threads:
-        known = of_threads(known, threads)
     if by_kernel:
         _predict_kernels(models, known, parse_shapes(shapes), style, output)
         return
