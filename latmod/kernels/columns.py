@@ -95,7 +95,7 @@ def _alike(written: Floats, moved: Floats) -> tuple[Floats, Floats]:
 def stacked(networks: Sequence[Sequence[Kernel]]) -> tuple[list[Kernel], Columns, NDArray[np.int64]]:
     """Return the kernels of several networks in one list, their columns, and where each network but the first begins.
 
-    Trees are asked for all of them at once: what a call costs is more than what some hundred rows do.
+    The residual is asked for all of them at once: what a call costs is more than what some hundred rows do.
     """
     ends = np.cumsum([len(kernels) for kernels in networks])
     columns = np.concatenate([column_matrix(kernels) for kernels in networks])
