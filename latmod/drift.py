@@ -22,6 +22,7 @@ PARTS = ("conv_ns", "copy_ns", "dispatch_ns", "probe_ns")
 The probe sees what the clock did while a network ran. With it, the spread between rounds (rms) falls from 3.7 to 3.2 %
 in onnxruntime on kernels-xeon, where probes step between 8.8, 9.8 and 11 us, and from 3.1 to 2.8 % on kernels-zen5.
 """
+_Group = tuple[NDArray[np.float64], NDArray[np.float64]]
 _NO_WEIGHTS = (0.0,) * len(PARTS)
 _TYPICAL_WEIGHTS = (0.5, 0.05, 0.05, 0.4)
 """What latencies follow where one round alone tells nothing: about what was found where there were several.
@@ -92,16 +93,20 @@ def fit_correction(runtime: str, measurements: list[Measurement], nominal: Refer
     The weights are zero where a correction did not help models that it was not fitted on: on a quiet machine the
     reference load scatters more than the networks drift. They are typical ones where no model has two rounds.
     """
-    if not _groups(runtime, measurements, nominal):
+    groups = _groups(runtime, measurements, nominal)
+    if not groups:
         return Correction(runtime=runtime, nominal=nominal, weights=_TYPICAL_WEIGHTS)
-    gain = correction_gain(runtime, measurements, nominal)
+    gain = _gain(runtime, groups)
     weights = gain.weights if gain.corrected_rms < gain.raw_rms else _NO_WEIGHTS
     return Correction(runtime=runtime, nominal=nominal, weights=weights)
 
 
 def correction_gain(runtime: str, measurements: list[Measurement], nominal: Reference) -> CorrectionGain:
     """Measure the correction by two-fold cross-validation over models; both spreads are in logs, within models."""
-    groups = _groups(runtime, measurements, nominal)
+    return _gain(runtime, _groups(runtime, measurements, nominal))
+
+
+def _gain(runtime: str, groups: list[_Group]) -> CorrectionGain:
     halves = (groups[0::2], groups[1::2])
     raw: list[float] = []
     corrected: list[float] = []
@@ -121,9 +126,6 @@ def correction_gain(runtime: str, measurements: list[Measurement], nominal: Refe
 
 def _root_mean_square(values: list[float]) -> float:
     return float(np.sqrt(np.mean(np.square(values)))) if values else 0.0
-
-
-_Group = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def _groups(runtime: str, measurements: list[Measurement], nominal: Reference) -> list[_Group]:

@@ -1,6 +1,6 @@
 """Fit the additive model to labelled kernels and whole latencies."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -180,23 +180,32 @@ def _fit_rates(kinds: Sequence[str], columns: Columns, label_ns: Floats, weights
     # Every kind of a class counts alike, however often it was seen: the next one may be like any.
     alike = np.array([weights[place] / len(positions[kind]) for place, kind in enumerate(kinds)])
     priors: dict[str, tuple[float, ...]] = {}
-    most: dict[str, float] = {}
-    # In this order convolutions come before products.
+    # In this order convolutions, which bound products, come before them.
     for name, own in sorted(classes.items()):
         if len(own) >= _FEW:
-            priors[name] = _non_negative(physical[own], label_ns[own], alike[own], most_ns_per_mac=most.get(name))
-            if name == _CONVOLUTIONS:
-                per_mac = sum(priors[name][PHYSICAL.index(quantity)] for quantity in _MULTIPLY_ADDS)
-                most[_PRODUCTS] = _PRODUCT_OVER_CONVOLUTION * per_mac / len(_MULTIPLY_ADDS)
+            most = _most_ns_per_mac(name, priors)
+            priors[name] = _non_negative(physical[own], label_ns[own], alike[own], most_ns_per_mac=most)
     found = {
         kind: _non_negative(
-            physical[own], label_ns[own], weights[own], priors.get(others_of(kind)), most.get(others_of(kind))
+            physical[own],
+            label_ns[own],
+            weights[own],
+            priors.get(others_of(kind)),
+            _most_ns_per_mac(others_of(kind), priors),
         )
         for kind, own in sorted(positions.items())
         if len(own) >= _FEW
     }
     found |= priors | {OTHER: other}
     return Rates(kinds=tuple(found), rates=tuple(found.values()))
+
+
+def _most_ns_per_mac(name: str, priors: Mapping[str, tuple[float, ...]]) -> float | None:
+    """Return what each rate of a class's multiply-adds may be at most, by the rates of convolutions; None for any."""
+    if name != _PRODUCTS or _CONVOLUTIONS not in priors:
+        return None
+    per_mac = sum(priors[_CONVOLUTIONS][PHYSICAL.index(quantity)] for quantity in _MULTIPLY_ADDS)
+    return _PRODUCT_OVER_CONVOLUTION * per_mac / len(_MULTIPLY_ADDS)
 
 
 def _non_negative(

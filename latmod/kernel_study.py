@@ -60,10 +60,13 @@ def leave_families_out(
     `near` are prices of another engine to start from, by the family that they have not seen either.
     """
     families = sorted({model.family for model in models})
-    parts = run_all(partial(_without, models, seed, near or {}), families, jobs)
-    by_model = {held.model: held for _, own in parts for held in own}
+    tasks = [
+        ([place for place, model in enumerate(models) if model.family == family], (near or {}).get(family))
+        for family in families
+    ]
+    parts = run_all(partial(_without, models, seed), tasks, jobs)
     return Folds(
-        held=tuple(by_model[model.model] for model in models),
+        held=_in_order(models, parts),
         fitted={family: fitted for family, (fitted, _) in zip(families, parts, strict=True)},
     )
 
@@ -76,31 +79,28 @@ def leave_networks_out(
     `near` are prices of another engine to start from.
     """
     order = np.random.default_rng(seed).permutation(len(models))
-    places = [order[first::_QUARTERS].tolist() for first in range(min(_QUARTERS, len(order)))]
-    parts = run_all(partial(_without_some, models, seed, near), places, jobs)
-    by_model = {held.model: held for own in parts for held in own}
-    return tuple(by_model[model.model] for model in models)
-
-
-def _without_some(
-    models: Sequence[LabelledModel], seed: int, near: Additive | None, places: Sequence[int]
-) -> list[Held]:
-    left = set(places)
-    kept = [model for place, model in enumerate(models) if place not in left]
-    return _tested(fit_sum(kept, seed, near), kept, [models[place] for place in places])
+    tasks = [(order[first::_QUARTERS].tolist(), near) for first in range(min(_QUARTERS, len(order)))]
+    return _in_order(models, run_all(partial(_without, models, seed), tasks, jobs))
 
 
 def _without(
-    models: Sequence[LabelledModel], seed: int, near: Mapping[str, Additive], family: str
+    models: Sequence[LabelledModel], seed: int, task: tuple[Sequence[int], Additive | None]
 ) -> tuple[Additive, list[Held]]:
-    kept = [model for model in models if model.family != family]
-    fitted = fit_sum(kept, seed, near.get(family))
-    return fitted, _tested(fitted, kept, [model for model in models if model.family == family])
-
-
-def _tested(fitted: Additive, kept: Sequence[LabelledModel], tested: Sequence[LabelledModel]) -> list[Held]:
+    """Fit without the models at some places, from prices of another engine where there are any; predict those."""
+    places, near = task
+    left = set(places)
+    kept = [model for place, model in enumerate(models) if place not in left]
+    tested = [models[place] for place in places]
+    fitted = fit_sum(kept, seed, near)
     ranges = observe_ranges([kernel for model in kept for kernel in model.kernels])
-    return [judge(own, fitted.run_ns, ranges, model) for own, model in zip(priced(fitted, tested), tested, strict=True)]
+    return fitted, [
+        judge(own, fitted.run_ns, ranges, model) for own, model in zip(priced(fitted, tested), tested, strict=True)
+    ]
+
+
+def _in_order(models: Sequence[LabelledModel], parts: Sequence[tuple[Additive, list[Held]]]) -> tuple[Held, ...]:
+    by_model = {held.model: held for _, own in parts for held in own}
+    return tuple(by_model[model.model] for model in models)
 
 
 def judge(
