@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from latmod.domain import Domain
+from latmod.drift import Correction
 from latmod.errors import PredictorError
 from latmod.timing import Reference
 
@@ -33,9 +34,10 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     """Describe a predictor: what for, made of what, how good.
 
     `machine` is a phrase for people, `isa` the machine's instruction set; `nominal` is the state of the machine that
-    the latencies are stated for, and `drift_weights` say how strongly they follow its parts (latmod.drift). `quantiles`
-    are those of |log(measured / predicted)| for models inside, near and far from the domain; `scores` are means over
-    models that the regressor had not seen.
+    the latencies are stated for, `drift_weights` say how strongly they follow its parts (latmod.drift), and `fault_ns`
+    what a page fault takes, of which they are free (latmod.faults). `quantiles` are those of |log(measured /
+    predicted)| for models inside, near and far from the domain; `scores` are means over models that the regressor had
+    not seen.
     """
 
     schema: int
@@ -58,6 +60,16 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     noise_floor: float | None
     coverage: float
     quantiles: tuple[float, float, float]
+    fault_ns: float = 0.0
+
+    @property
+    def correction(self) -> Correction | None:
+        """Return what states a latency in this runtime for the nominal state; None where no such state is known."""
+        if self.nominal is None:
+            return None
+        return Correction(
+            runtime=self.runtime, nominal=self.nominal, weights=self.drift_weights, fault_ns=self.fault_ns
+        )
 
 
 class GraphCard(Card, frozen=True, kw_only=True, tag_field="level", tag="graph"):

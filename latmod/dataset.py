@@ -173,7 +173,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     spec: SpecFields
     features: dict[str, float]
     round_ns: dict[str, tuple[float, ...]]
-    """Drift-corrected, one value per round, by figure: min, mean, p50, p90."""
+    """Corrected for drift and page faults, one value per round, by figure: min, mean, p50, p90."""
     load_ns: float = 0.0
     """What opening the model took, the least over rounds."""
     disturbed: bool = False
@@ -284,7 +284,7 @@ class Logs:
         self._kernels.append(record)
 
 
-def final_bursts(measurements: list[Measurement]) -> dict[tuple[str, str], dict[int, Measurement]]:
+def final_bursts(measurements: Iterable[Measurement]) -> dict[tuple[str, str], dict[int, Measurement]]:
     """Return for each (model, runtime) the burst that counts in each round: the last `ok` one."""
     found: dict[tuple[str, str], dict[int, Measurement]] = {}
     for measurement in measurements:

@@ -14,6 +14,7 @@ from latmod.dataset import (
     quiet_probe_ns,
     undisturbed_minima,
 )
+from latmod.faults import fault_ns, without_faults
 from latmod.timing import Reference
 
 PARTS = ("conv_ns", "copy_ns", "dispatch_ns", "probe_ns")
@@ -24,7 +25,7 @@ in onnxruntime on kernels-xeon, where probes step between 8.8, 9.8 and 11 us, an
 """
 _Group = tuple[NDArray[np.float64], NDArray[np.float64]]
 _NO_WEIGHTS = (0.0,) * len(PARTS)
-_TYPICAL_WEIGHTS = (0.5, 0.05, 0.05, 0.4)
+_TYPICAL_WEIGHTS: tuple[float, ...] = (0.5, 0.05, 0.05, 0.4)
 """What latencies follow where one round alone tells nothing: about what was found where there were several.
 
 Cross-validated on kernels-engines-xeon, one round, against none: OpenVINO 7.9 % MAPE for 8.1, MNN 8.4 for 8.6.
@@ -34,12 +35,14 @@ _RIDGE = 1e-5
 
 
 class Correction(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold how strongly one runtime's latency follows each part of the reference load, in logs."""
+    """Hold how strongly one runtime's latency follows each part of the reference load, in logs; what a fault takes."""
 
     runtime: str
     nominal: Reference
     weights: tuple[float, ...]
     """One for each of PARTS, or for the first of them."""
+    fault_ns: float = 0.0
+    """What a page fault takes off before that (latmod.faults)."""
 
     def factor(self, state: Reference) -> float:
         """Return what a latency measured in this state must be multiplied with to hold for the nominal state."""
@@ -93,12 +96,13 @@ def fit_correction(runtime: str, measurements: list[Measurement], nominal: Refer
     The weights are zero where a correction did not help models that it was not fitted on: on a quiet machine the
     reference load scatters more than the networks drift. They are typical ones where no model has two rounds.
     """
-    groups = _groups(runtime, measurements, nominal)
-    if not groups:
-        return Correction(runtime=runtime, nominal=nominal, weights=_TYPICAL_WEIGHTS)
-    gain = _gain(runtime, groups)
-    weights = gain.weights if gain.corrected_rms < gain.raw_rms else _NO_WEIGHTS
-    return Correction(runtime=runtime, nominal=nominal, weights=weights)
+    cost_ns = fault_ns(runtime, measurements)
+    groups = _groups(runtime, without_faults(measurements, {runtime: cost_ns}), nominal)
+    weights = _TYPICAL_WEIGHTS
+    if groups:
+        gain = _gain(runtime, groups)
+        weights = gain.weights if gain.corrected_rms < gain.raw_rms else _NO_WEIGHTS
+    return Correction(runtime=runtime, nominal=nominal, weights=weights, fault_ns=cost_ns)
 
 
 def correction_gain(runtime: str, measurements: list[Measurement], nominal: Reference) -> CorrectionGain:

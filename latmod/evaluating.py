@@ -305,8 +305,4 @@ def _verdict(
 
 
 def _corrections(predictors: Sequence[Predictor]) -> dict[str, Correction]:
-    return {
-        one.card.runtime: Correction(runtime=one.card.runtime, nominal=one.card.nominal, weights=one.card.drift_weights)
-        for one in predictors
-        if one.card.nominal is not None
-    }
+    return {one.card.runtime: one.card.correction for one in predictors if one.card.correction is not None}

@@ -18,8 +18,9 @@ _SCORED = (
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
     """Say where observations come from: what a predictor's card tells beyond its scores.
 
-    `machine` is the phrase that predictions carry (the machine id where empty), `isa` its instruction set; `settings`
-    and `drift_weights` are by runtime; `nominal` is the state of the machine that the latencies are stated for.
+    `machine` is the phrase that predictions carry (the machine id where empty), `isa` its instruction set; `settings`,
+    `drift_weights` and `fault_ns` are by runtime; `nominal` is the state of the machine that the latencies are stated
+    for.
     """
 
     dataset: str
@@ -29,6 +30,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, dict[str, str | int | bool]] = {}
     nominal: Reference | None = None
     drift_weights: dict[str, tuple[float, ...]] = {}
+    fault_ns: dict[str, float] = {}
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,6 +209,7 @@ def make_artifact(
         isa=origin.isa,
         nominal=origin.nominal,
         drift_weights=origin.drift_weights.get(g.runtime, ()),
+        fault_ns=origin.fault_ns.get(g.runtime, 0.0),
         features=g.table.names,
         domain=g.table.domain(),
         models=len(g.table),

@@ -119,6 +119,7 @@ def _origin(card: Card, known: Mapping[str, Correction]) -> Origin:
         settings=card.settings,
         nominal=next(iter(known.values())).nominal,
         drift_weights={name: correction.weights for name, correction in known.items()},
+        fault_ns={name: correction.fault_ns for name, correction in known.items()},
     )
 
 

@@ -282,6 +282,7 @@ def _artifact(
         isa=first.machine.isa,
         nominal=correction.nominal,
         drift_weights=correction.weights,
+        fault_ns=correction.fault_ns,
         models=len(models),
         scores={name: getattr(overall, name) for name in scored},
         noise_floor=None if math.isnan(overall.noise_floor) else overall.noise_floor,

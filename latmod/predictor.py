@@ -14,7 +14,6 @@ from latmod.artifact import AnyCard, GraphCard, KernelCard, read_artifact
 from latmod.columns import Floats, feature_matrix
 from latmod.coverage import Unseen, share_group, unseen
 from latmod.domain import FAR, TOLERANCE, spread
-from latmod.drift import Correction
 from latmod.errors import PredictorError
 from latmod.features import graph_features
 from latmod.graph import Graph
@@ -159,10 +158,10 @@ class Predictor(ABC):
         """Return by how much this runtime is slower in a state than in the nominal one."""
         if state is None:
             return 1.0
-        if self.card.nominal is None:
+        correction = self.card.correction
+        if correction is None:
             raise PredictorError(f"{self.name}: its card has no nominal state of the machine; predict without --here")
-        own = Correction(runtime=self.card.runtime, nominal=self.card.nominal, weights=self.card.drift_weights)
-        return 1.0 / own.factor(state)
+        return 1.0 / correction.factor(state)
 
     def _prediction(
         self,

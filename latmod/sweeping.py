@@ -116,7 +116,10 @@ def run_sweep(
 
 
 def _settle_card(folder: DatasetFolder, card: Card) -> Card:
-    """Return the folder's card where it fits the new plan, or write the new one; more rounds may be asked for."""
+    """Return the folder's card where it fits the new plan, or write the new one; more may be asked for.
+
+    More rounds, or more models beside all that are there: what is measured already counts.
+    """
     if not folder.exists:
         folder.write_card(card)
         return card
@@ -124,6 +127,8 @@ def _settle_card(folder: DatasetFolder, card: Card) -> Card:
     if found.protocol.rounds < card.protocol.rounds:
         longer = msgspec.structs.replace(found.protocol, rounds=card.protocol.rounds)
         found = msgspec.structs.replace(found, protocol=longer, nominal=None)
+    if len(found.models) < len(card.models) and all(model in card.models for model in found.models):
+        found = msgspec.structs.replace(found, models=card.models, nominal=None)
     for what in ("protocol", "runtimes", "machine", "models"):
         if getattr(found, what) != getattr(card, what):
             raise DatasetError(

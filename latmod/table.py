@@ -20,6 +20,7 @@ from latmod.dataset import (
     undisturbed_minima,
 )
 from latmod.drift import Correction, fit_correction, state_of
+from latmod.faults import without_faults
 from latmod.features import graph_features
 from latmod.graph import read_graph
 from latmod.log import replace_file
@@ -47,7 +48,7 @@ def corrections(folder: DatasetFolder, nominal: Reference | None = None) -> dict
 def observations(
     folder: DatasetFolder, correct: Mapping[str, Correction] | None = None, *, with_features: bool = True
 ) -> list[Observation]:
-    """Return what a data set knows, in the card's order, corrected for drift by runtime.
+    """Return what a data set knows, in the card's order, corrected for drift and page faults by runtime.
 
     Without `correct` the corrections are those of the data set itself; a runtime that is not in it stays as measured.
     Without `with_features` the graphs are not read, and features are empty.
@@ -55,7 +56,7 @@ def observations(
     card = folder.read_card()
     measurements = folder.read_measurements()
     known = corrections(folder) if correct is None else correct
-    bursts = final_bursts(measurements)
+    bursts = final_bursts(without_faults(measurements, {name: one.fault_ns for name, one in known.items()}))
     levels = quiet_levels(measurements)
     differing = parity_failures(measurements, card.tolerances)
     found = []

@@ -112,6 +112,20 @@ def test_more_rounds_go_on_where_fewer_ended(folder: DatasetFolder, card: Card) 
     assert folder.read_card().protocol.rounds == ROUNDS + 1
 
 
+def test_more_models_go_on_where_fewer_ended(folder: DatasetFolder, card: Card) -> None:
+    fewer = msgspec.structs.replace(card, models=card.models[:2])
+    sweep_quietly(folder, fewer)
+    before = without_times(folder)
+    result, _ = sweep_quietly(folder, card)
+    assert result.measured == 4
+    after = without_times(folder)
+    assert after[: len(before)] == before
+    assert {row[0] for row in after[len(before) :]} == {model.model for model in card.models[2:]}
+    assert folder.read_card().models == card.models
+    with pytest.raises(DatasetError, match="models"):
+        sweep_quietly(folder, fewer)
+
+
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
