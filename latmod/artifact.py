@@ -94,8 +94,9 @@ class KernelCard(Card, frozen=True, kw_only=True, tag_field="level", tag="kernel
     `rules` and the instruction set decide what the kernels are; `kinds` and `rates` are the physics (ns per unit of
     the quantities named in `physical`), `scales`, `call_ns` and `run_ns` the calibration to whole networks; `ranges`
     are what was seen of each kind; `pair_quantile` is that of the error of a pair of networks, per share of time that
-    they do not have in common (latmod.differing); `load_prices` say what opening a model takes (latmod.load_time). The
-    file's graph holds the residual over the columns named in `seen`.
+    they do not have in common (latmod.differing); `load_prices` say what opening a model takes (latmod.load_time);
+    `borrowed` are kinds that were measured on another machine alone (latmod.borrowing). The file's graph holds the
+    residual over the columns named in `seen`.
     """
 
     rules: str
@@ -111,6 +112,7 @@ class KernelCard(Card, frozen=True, kw_only=True, tag_field="level", tag="kernel
     ranges: dict[str, tuple[tuple[float, float], ...]]
     pair_quantile: float
     load_prices: tuple[float, float, float]
+    borrowed: tuple[str, ...] = ()
 
 
 AnyCard = GraphCard | KernelCard

@@ -12,6 +12,7 @@ import numpy as np
 from latmod import __version__
 from latmod.additive import SEEN, Additive, residual_to_onnx
 from latmod.artifact import KERNEL_SCHEMA, KernelCard, pack
+from latmod.borrowing import borrowed, told_kernels
 from latmod.coverage import observe_ranges, share_group
 from latmod.dataset import Card, DatasetFolder
 from latmod.differing import apart
@@ -20,7 +21,7 @@ from latmod.errors import DatasetError, MachineError
 from latmod.families import FAMILIES
 from latmod.findings import Artifact
 from latmod.kernel_study import Folds, Held, Part, decompose, leave_families_out, leave_networks_out, quantiles
-from latmod.kernels import nearest_rules
+from latmod.kernels import channel_block, nearest_rules
 from latmod.kernels.columns import PHYSICAL
 from latmod.labels import LabelledModel, labelled_models
 from latmod.load_time import fit_load
@@ -93,15 +94,17 @@ def fit_kernel_level(
     jobs: int = 0,
     totals_only: bool = False,
     near: Sequence[KernelReport] = (),
+    lenders: Sequence[DatasetFolder] = (),
 ) -> list[KernelReport]:
     """Fit one predictor per runtime to all data sets that have it; the first of them gives it its name.
 
     To per-kernel times where a runtime told any, else to whole latencies alone, starting from what is `near`: the same
     runtime's prices on this machine with other threads, or those of the runtime whose kernel rules it shares (or
-    nearly), where that is fitted to the same data sets. `totals_only` forgets what was told. Models without a sample on
-    quiet cores are left out (in kernels-zen3 OpenVINO's were 27 % above their prediction). Raises MachineError where
-    machines, versions or threads differ; DatasetError for fewer than three families, or published networks, which are
-    there to test on.
+    nearly), where that is fitted to the same data sets. `totals_only` forgets what was told. `lenders` are data sets of
+    another machine to take kernels of kinds from that these lack, where both were told (latmod.borrowing). Models
+    without a sample on quiet cores are left out (in kernels-zen3 OpenVINO's were 27 % above their prediction). Raises
+    MachineError where machines, versions or threads differ; DatasetError for fewer than three families, or published
+    networks, which are there to test on.
     """
     cards = [folder.read_card() for folder in folders]
     _check(folders, cards)
@@ -119,17 +122,27 @@ def fit_kernel_level(
         for name, labelled in labelled_models(folder, [n for n in needed if n in correct], correct).items():
             models[name] += [one for one in labelled if not one.disturbed]
         known = correct | known
+    lent: dict[str, list[LabelledModel]] = {}
+    for folder in () if totals_only else lenders:
+        _check_lender(folder, cards[0])
+        for name, labelled in labelled_models(folder, needed, corrections(folder)).items():
+            lent.setdefault(name, []).extend(one for one in labelled if not one.disturbed)
     if totals_only:
         models = {name: without_kernels(own) for name, own in models.items()}
     others = {one.runtime: one.fits for one in near if one.artifact.card.machine_id == cards[0].machine.id}
     fits: dict[str, Fits] = {}
+    also: dict[str, list[LabelledModel]] = {}
     for name in needed:
         start = others.get(name) or fits.get(nearest[name])
-        fits[name] = _fit(models[name], start, seed, jobs or os.cpu_count() or 1)
+        also[name] = borrowed(models[name], lent[name]) if _told(models[name]) and _told(lent.get(name, ())) else []
+        fits[name] = _fit(models[name], also[name], start, seed, jobs or os.cpu_count() or 1)
     reports = [
-        _report([card for card in cards if name in card.runtimes], name, models[name], known[name], fits[name], seed)
+        _report(
+            [card for card in cards if name in card.runtimes], name, models[name], also[name], known[name], fits[name],
+            seed,
+        )
         for name in names
-    ]
+    ]  # fmt: skip
     if not reports:
         raise DatasetError(f"{folders[0].path}: measured in {', '.join(declared)}, not in {', '.join(runtimes)}")
     return reports
@@ -153,16 +166,35 @@ def _check(folders: Sequence[DatasetFolder], cards: Sequence[Card]) -> None:
         raise DatasetError(f"{len(families)} families; at least {MIN_FAMILIES} are needed, to hold one out")
 
 
-def _fit(models: Sequence[LabelledModel], near: Fits | None, seed: int, jobs: int) -> Fits:
-    folds = leave_families_out(models, seed=seed, jobs=jobs, near=near.folds.fitted if near else None)
-    known = leave_networks_out(models, seed=seed, jobs=jobs, near=near.whole if near else None)
-    return Fits(folds=folds, known=known, whole=fit_sum(models, seed, near.whole if near else None))
+def _check_lender(folder: DatasetFolder, first: Card) -> None:
+    card = folder.read_card()
+    if card.protocol.threads != first.protocol.threads or channel_block(card.machine.isa) != channel_block(
+        first.machine.isa
+    ):
+        raise MachineError(f"{folder.path}: other threads or vector units than {first.name}: other kernels run there")
+    if any(card.runtimes.get(name, version) != version for name, version in first.runtimes.items()):
+        raise MachineError(f"{folder.path}: another version of a runtime than {first.name}")
+    if any(FAMILIES[model.family].published for model in card.models):
+        raise DatasetError(f"{folder.path}: holds published networks, which are there to test on; leave it out")
+
+
+def _told(models: Sequence[LabelledModel]) -> bool:
+    return any(math.isfinite(model.told_ns) for model in models)
+
+
+def _fit(
+    models: Sequence[LabelledModel], also: Sequence[LabelledModel], near: Fits | None, seed: int, jobs: int
+) -> Fits:
+    folds = leave_families_out(models, also=also, seed=seed, jobs=jobs, near=near.folds.fitted if near else None)
+    known = leave_networks_out(models, also=also, seed=seed, jobs=jobs, near=near.whole if near else None)
+    return Fits(folds=folds, known=known, whole=fit_sum([*models, *also], seed, near.whole if near else None))
 
 
 def _report(
     cards: Sequence[Card],
     runtime: str,
     models: Sequence[LabelledModel],
+    also: Sequence[LabelledModel],
     correction: Correction,
     fits: Fits,
     seed: int,
@@ -186,7 +218,15 @@ def _report(
         parts=tuple(decompose(fitted, models)),
         fits=fits,
         artifact=_artifact(
-            cards, runtime, models, correction, fitted, rows[0], widths, pair_quantile(models, held, fitted, seed)
+            cards,
+            runtime,
+            models,
+            also,
+            correction,
+            fitted,
+            rows[0],
+            widths,
+            pair_quantile(models, held, fitted, seed),
         ),
     )
 
@@ -257,6 +297,7 @@ def _artifact(
     cards: Sequence[Card],
     runtime: str,
     models: Sequence[LabelledModel],
+    also: Sequence[LabelledModel],
     correction: Correction,
     fitted: Additive,
     overall: FamilyRow,
@@ -264,7 +305,8 @@ def _artifact(
     between: float,
 ) -> Artifact:
     first = cards[0]
-    kernels = [kernel for model in models for kernel in model.kernels]
+    lent = told_kernels(also)
+    kernels = [*(kernel for model in models for kernel in model.kernels), *lent]
     scored = ("mape", "median_error", "within_5", "within_10", "r2_log", "spearman", "coverage", "width")
     card = KernelCard(
         schema=KERNEL_SCHEMA,
@@ -291,6 +333,7 @@ def _artifact(
         rules=kernel_rules(runtime),
         families=tuple(sorted({model.family for model in models})),
         kernels=len(kernels),
+        borrowed=tuple(sorted({kernel.kind for kernel in lent})),
         physical=PHYSICAL,
         kinds=fitted.rates.kinds,
         rates=fitted.rates.rates,

@@ -83,7 +83,7 @@ def training_kernels(models: Sequence[LabelledModel]) -> Training:
     """Return all kernels with their labels.
 
     Labels are brought to sum to the latency that was measured without a profile: what the engine tells includes the
-    telling, a cost per kernel that is the same for all.
+    telling, a cost per kernel that is the same for all. They stay as they are where the latency is nan.
     """
     overhead_ns = telling_ns(models)
     labels: list[Floats] = []
@@ -91,9 +91,11 @@ def training_kernels(models: Sequence[LabelledModel]) -> Training:
     for model in models:
         told = np.array(model.kernel_ns)
         known = np.isfinite(told)
-        own = np.maximum(told - overhead_ns, 0.2 * told)
-        total = float(own[known].sum()) + model.unmatched_ns if known.any() else 1.0
-        own = np.maximum(own * (model.latency_ns / max(total, 1.0)), FLOOR_NS / 3.0)
+        if np.isfinite(model.latency_ns):
+            told = np.maximum(told - overhead_ns, 0.2 * told)
+            total = float(told[known].sum()) + model.unmatched_ns if known.any() else 1.0
+            told = told * (model.latency_ns / max(total, 1.0))
+        own = np.maximum(told, FLOOR_NS / 3.0)
         share = np.where(known, np.sqrt(own), 0.0)
         labels.append(own)
         weights.append(share / max(share.sum(), 1e-9) * np.sqrt(known.sum()))
@@ -247,11 +249,12 @@ def _non_negative(
 
 
 def calibrated(plain: Additive, models: Sequence[LabelledModel]) -> Additive:
-    """Fit one scale per group, a cost per kernel and one per run to whole latencies, on relative error.
+    """Fit one scale per group, a cost per kernel and one per run to the latencies that are known, on relative error.
 
     All are drawn to what they are without it (1, 0, 0): the labels already sum to the whole, on the models seen.
     """
     rows, latencies = [], []
+    models = [model for model in models if np.isfinite(model.latency_ns)]
     kernels, columns, starts = stacked([model.kernels for model in models])
     parts = (np.split(column, starts) for column in plain.raw_ns(kernels, columns))
     for model, raw, groups in zip(models, *parts, strict=True):

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latmod.additive import Additive
+from latmod.borrowing import told_kernels
 from latmod.coverage import observe_ranges, share_group, unseen
 from latmod.labels import LabelledModel
 from latmod.scores import conformal_quantile
@@ -53,18 +54,24 @@ class Folds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def leave_families_out(
-    models: Sequence[LabelledModel], *, seed: int = 0, jobs: int = 1, near: Mapping[str, Additive] | None = None
+    models: Sequence[LabelledModel],
+    *,
+    also: Sequence[LabelledModel] = (),
+    seed: int = 0,
+    jobs: int = 1,
+    near: Mapping[str, Additive] | None = None,
 ) -> Folds:
     """Predict every model by what was fitted to all families but its own.
 
-    `near` are prices of another engine to start from, by the family that they have not seen either.
+    `also` is always fitted to and never judged; `near` are prices of another engine to start from, by the family that
+    they have not seen either.
     """
     families = sorted({model.family for model in models})
     tasks = [
         ([place for place, model in enumerate(models) if model.family == family], (near or {}).get(family))
         for family in families
     ]
-    parts = run_all(partial(_without, models, seed), tasks, jobs)
+    parts = run_all(partial(_without, models, also, seed), tasks, jobs)
     return Folds(
         held=_in_order(models, parts),
         fitted={family: fitted for family, (fitted, _) in zip(families, parts, strict=True)},
@@ -72,27 +79,35 @@ def leave_families_out(
 
 
 def leave_networks_out(
-    models: Sequence[LabelledModel], *, seed: int = 0, jobs: int = 1, near: Additive | None = None
+    models: Sequence[LabelledModel],
+    *,
+    also: Sequence[LabelledModel] = (),
+    seed: int = 0,
+    jobs: int = 1,
+    near: Additive | None = None,
 ) -> tuple[Held, ...]:
     """Predict every model by what was fitted to three quarters of all models, it not among them.
 
-    `near` are prices of another engine to start from.
+    `also` is always fitted to and never judged; `near` are prices of another engine to start from.
     """
     order = np.random.default_rng(seed).permutation(len(models))
     tasks = [(order[first::_QUARTERS].tolist(), near) for first in range(min(_QUARTERS, len(order)))]
-    return _in_order(models, run_all(partial(_without, models, seed), tasks, jobs))
+    return _in_order(models, run_all(partial(_without, models, also, seed), tasks, jobs))
 
 
 def _without(
-    models: Sequence[LabelledModel], seed: int, task: tuple[Sequence[int], Additive | None]
+    models: Sequence[LabelledModel],
+    also: Sequence[LabelledModel],
+    seed: int,
+    task: tuple[Sequence[int], Additive | None],
 ) -> tuple[Additive, list[Held]]:
     """Fit without the models at some places, from prices of another engine where there are any; predict those."""
     places, near = task
     left = set(places)
     kept = [model for place, model in enumerate(models) if place not in left]
     tested = [models[place] for place in places]
-    fitted = fit_sum(kept, seed, near)
-    ranges = observe_ranges([kernel for model in kept for kernel in model.kernels])
+    fitted = fit_sum([*kept, *also], seed, near)
+    ranges = observe_ranges([*(kernel for model in kept for kernel in model.kernels), *told_kernels(also)])
     return fitted, [
         judge(own, fitted.run_ns, ranges, model) for own, model in zip(priced(fitted, tested), tested, strict=True)
     ]

@@ -44,7 +44,7 @@ class Lesson(msgspec.Struct, frozen=True, kw_only=True):
 
     `x` are the columns that networks see, [K, D], the last of them one of `kinds` categories; `physics_ns` what kernels
     take without a residual; `target` its logarithm as told, nan where nothing was, `weights` how much each counts;
-    `starts` each model's first kernel, `latency_ns` what it takes, `run_ns` of it once per run.
+    `starts` each model's first kernel, `latency_ns` what it takes, nan where nobody knows, `run_ns` of it once per run.
     """
 
     x: Features
@@ -120,7 +120,7 @@ def _slopes(
     price = lesson.physics_ns[rows] * np.exp(residual)
     total = np.bincount(owner, price, minlength=len(models)) + lesson.run_ns
     share = price / total[owner]
-    error = np.clip(np.log(total / lesson.latency_ns[models]), -_FAR_SUM, _FAR_SUM)
+    error = np.nan_to_num(np.clip(np.log(total / lesson.latency_ns[models]), -_FAR_SUM, _FAR_SUM))
     slope = (error[owner] + _PULL * own) * share / len(models)
     target = lesson.target[rows]
     known = np.isfinite(target)

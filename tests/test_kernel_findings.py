@@ -4,11 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from latmod.artifact import KernelCard
 from latmod.dataset import DatasetFolder, Protocol
-from latmod.errors import DatasetError
+from latmod.errors import DatasetError, MachineError
 from latmod.fitting import by_level, write_artifact
 from latmod.kernel_findings import fit_kernel_level
 from latmod.pairs import evaluate_pairs
@@ -93,6 +94,18 @@ def test_every_family_is_predicted_from_the_others(folder: DatasetFolder, tmp_pa
     assert related.coverage >= 0.8
     assert related.false_alarms <= 0.2
     assert 0 < related.error < related.width
+
+
+def test_kinds_are_borrowed_only_where_the_same_kernels_run(folder: DatasetFolder, tmp_path: Path) -> None:
+    lender = DatasetFolder(tmp_path / "lender")
+    shutil.copytree(folder.path, lender.path)
+    report = fit_kernel_level([folder], jobs=1, lenders=[lender])[0]
+    assert isinstance(report.artifact.card, KernelCard)
+    assert report.artifact.card.borrowed == ()
+    card = lender.read_card()
+    lender.write_card(msgspec.structs.replace(card, machine=msgspec.structs.replace(card.machine, isa=())))
+    with pytest.raises(MachineError, match="other threads or vector units"):
+        fit_kernel_level([folder], jobs=1, lenders=[lender])
 
 
 def test_data_sets_go_to_the_level_that_they_are_for(folder: DatasetFolder) -> None:

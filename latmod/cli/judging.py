@@ -61,6 +61,14 @@ _FRACTIONS = frozenset(
 @click.option(
     "--totals-only", is_flag=True, help="Forget per-kernel times; fit sums over kernels to whole latencies alone."
 )
+@click.option(
+    "--borrow",
+    "lenders",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="DATASET",
+    help="Data set of another machine to take kinds of kernels from that these lack; may be repeated.",
+)
 @click.option("--summary", is_flag=True, help="Print one short table instead of every regressor's scores.")
 @output_options
 def fit(
@@ -73,6 +81,7 @@ def fit(
     split_seeds: int,
     level: str,
     totals_only: bool,
+    lenders: tuple[Path, ...],
     summary: bool,
     style: str,
     output: str,
@@ -100,7 +109,10 @@ def fit(
     )  # fmt: skip
     sums: list[KernelReport] = []
     for own in by_machine(kernel_sets):
-        sums += fit_kernel_level(own, runtimes=runtimes, seed=seed, totals_only=totals_only, near=sums)
+        sums += fit_kernel_level(
+            own, runtimes=runtimes, seed=seed, totals_only=totals_only, near=sums,
+            lenders=[DatasetFolder(path) for path in lenders],
+        )  # fmt: skip
     artifacts = [artifact for report in reports for artifact in report.artifacts] + [one.artifact for one in sums]
     written = [write_artifact(artifact, out) for artifact in artifacts]
     if style in ("json", "csv"):

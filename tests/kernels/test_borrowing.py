@@ -1,0 +1,75 @@
+"""Kinds that one machine never measured, priced from another that is slower by a known factor."""
+
+import msgspec
+import numpy as np
+import pytest
+
+from latmod.additive import Additive, Rates
+from latmod.borrowing import borrowed, told_kernels
+from latmod.kernels import FIELDS, Kernel
+from latmod.kernels.columns import PHYSICAL
+from latmod.labels import LabelledModel
+from latmod.total_fitting import PRIOR, fit_sum
+
+pytest.importorskip("scipy")
+
+PRICES = {
+    "Conv 3x3": {"macs": 0.01, "one": 1000.0},
+    "MaxPool": {"bytes_in": 0.3, "one": 5000.0},
+    "LRN": {"bytes_in": 4.0, "one": 2000.0},
+}
+SLOWER = 1.5
+
+
+def kernel(kind: str, macs: float, nbytes: float) -> Kernel:
+    numbers = {"macs": macs, "padded_macs": macs, "bytes_in": nbytes, "bytes_out": nbytes}
+    return Kernel(
+        op=kind.split()[0], kind=kind, numbers=tuple(numbers.get(field, 0.0) for field in FIELDS), nodes=(), label=kind,
+        inputs=(), outputs=(), values=(),
+    )  # fmt: skip
+
+
+def true_prices(factor: float) -> Additive:
+    rates = tuple(tuple(factor * price.get(name, 0.0) for name in PHYSICAL) for price in PRICES.values())
+    return msgspec.structs.replace(
+        PRIOR, rates=Rates(kinds=(*PRICES, "other kinds"), rates=(*rates, PRIOR.rates.rates[0]))
+    )
+
+
+def measured(factor: float, kinds: tuple[str, ...], count: int = 60, seed: int = 0) -> list[LabelledModel]:
+    random = np.random.default_rng(seed)
+    found = []
+    for number in range(count):
+        own = [
+            kernel(kind, float(10 ** random.uniform(6, 8)) if kind == "Conv 3x3" else 0.0, 10 ** random.uniform(4, 7))
+            for kind in kinds
+            for _ in range(random.integers(2, 6))
+        ]
+        ns = true_prices(factor).kernel_ns(own)
+        found.append(
+            LabelledModel(
+                model=str(number), family="f", kernels=tuple(own), kernel_ns=tuple(ns.tolist()),
+                latency_ns=float(ns.sum()), noise=0.0, told_ns=float(ns.sum()), unmatched_ns=0.0,
+            )
+        )  # fmt: skip
+    return found
+
+
+def test_kinds_of_the_other_machine_are_stated_for_this_one() -> None:
+    own = measured(1.0, ("Conv 3x3", "MaxPool"))
+    other = measured(SLOWER, tuple(PRICES), seed=1)
+    lent = borrowed(own, other)
+    told = told_kernels(lent)
+    assert {kernel.kind for kernel in told} == {"LRN"}
+    labels = [ns for model in lent for ns in model.kernel_ns if np.isfinite(ns)]
+    assert labels == pytest.approx(true_prices(1.0).kernel_ns(told), rel=0.05)
+    network = [kernel("Conv 3x3", 3e7, 1e6), kernel("LRN", 0.0, 2e6)]
+    expected = true_prices(1.0).kernel_ns(network).sum()
+    without = fit_sum(own).latency_ns(network)
+    assert fit_sum([*own, *lent]).latency_ns(network) == pytest.approx(expected, rel=0.15)
+    assert without < 0.6 * expected
+
+
+def test_nothing_is_borrowed_of_what_is_known() -> None:
+    own = measured(1.0, tuple(PRICES))
+    assert borrowed(own, measured(SLOWER, tuple(PRICES), seed=1)) == []
