@@ -15,6 +15,7 @@ from latmod.dataset import (
     undisturbed_minima,
 )
 from latmod.faults import fault_ns, without_faults
+from latmod.sessions import Sessions
 from latmod.timing import Reference
 
 PARTS = ("conv_ns", "copy_ns", "dispatch_ns", "probe_ns")
@@ -133,16 +134,26 @@ def _root_mean_square(values: list[float]) -> float:
 
 
 def _groups(runtime: str, measurements: list[Measurement], nominal: Reference) -> list[_Group]:
-    """Return for each model of a runtime its states [rounds, 4] and log minima [rounds]."""
-    found = []
+    """Return for each model of a runtime its states [rounds, 4] and log minima [rounds], session by session.
+
+    Where no session has two rounds of a model, all are taken together.
+    """
+    within, across = [], []
     level_ns = quiet_levels(measurements).level(runtime)
+    sessions = Sessions(measurements)
     for (_, name), rounds in final_bursts(measurements).items():
         if name == runtime:
             minima, _ = undisturbed_minima(rounds.values(), level_ns)
-            if len(minima) >= 2:
-                states = np.array([log_state(state_of(rounds[number], level_ns), nominal) for number in minima])
-                found.append((states, np.log(list(minima.values()))))
-    return found
+            states = np.array([log_state(state_of(rounds[number], level_ns), nominal) for number in minima])
+            logs = np.log(list(minima.values()))
+            numbers = np.array([sessions.of(rounds[number]) for number in minima])
+            across.append((states, logs))
+            within += [(states[numbers == one], logs[numbers == one]) for one in np.unique(numbers)]
+    return _several(within) or _several(across)
+
+
+def _several(groups: list[_Group]) -> list[_Group]:
+    return [(states, logs) for states, logs in groups if len(logs) >= 2]
 
 
 def _fit(groups: list[_Group]) -> tuple[float, ...]:

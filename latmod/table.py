@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,11 +26,15 @@ from latmod.features import graph_features
 from latmod.graph import read_graph
 from latmod.log import replace_file
 from latmod.scores import split_half
+from latmod.sessions import Sessions, effects
 from latmod.specs import flat_fields
 from latmod.timing import Reference, Statistic, burst_value
 
 PARITY_TOLERANCE = 1e-3
 """Largest difference between two runtimes' outputs, relative to the largest output, where they say nothing else."""
+
+_Rounds = dict[str, dict[int, float]]
+"""Values in ns by figure and round."""
 
 _ROUND_STATISTICS = (Statistic.MEAN, Statistic.P50, Statistic.P90)
 
@@ -48,7 +53,7 @@ def corrections(folder: DatasetFolder, nominal: Reference | None = None) -> dict
 def observations(
     folder: DatasetFolder, correct: Mapping[str, Correction] | None = None, *, with_features: bool = True
 ) -> list[Observation]:
-    """Return what a data set knows, in the card's order, corrected for drift and page faults by runtime.
+    """Return what a data set knows, in the card's order, corrected for drift, page faults and sessions.
 
     Without `correct` the corrections are those of the data set itself; a runtime that is not in it stays as measured.
     Without `with_features` the graphs are not read, and features are empty.
@@ -58,6 +63,12 @@ def observations(
     known = corrections(folder) if correct is None else correct
     bursts = final_bursts(without_faults(measurements, {name: one.fault_ns for name, one in known.items()}))
     levels = quiet_levels(measurements)
+    values = {
+        (model, name): _round_values([rounds[n] for n in sorted(rounds)], known.get(name), levels.level(name))
+        for (model, name), rounds in bursts.items()
+    }
+    if correct is None or correct:
+        _align_sessions(values, bursts)
     differing = parity_failures(measurements, card.tolerances)
     found = []
     for model in card.planned:
@@ -67,9 +78,7 @@ def observations(
         features = graph_features(read_graph(folder.graph_path(model.model))) if with_features else {}
         for name in measured:
             rounds = bursts[model.model, name]
-            round_ns, quiet = _round_values(
-                [rounds[number] for number in sorted(rounds)], known.get(name), levels.level(name)
-            )
+            round_ns, quiet = values[model.model, name]
             found.append(
                 Observation(
                     model=model.model,
@@ -81,7 +90,7 @@ def observations(
                     batch=int(features.get("batch", 1)),
                     spec=model.spec,
                     features=features,
-                    round_ns=round_ns,
+                    round_ns={statistic: tuple(own.values()) for statistic, own in round_ns.items()},
                     disturbed=not quiet,
                     load_ns=float(min(burst.load_ns for burst in rounds.values())),
                     parity="differs" if (model.model, name) in differing else "ok",
@@ -158,15 +167,33 @@ def table_row(one: Observation) -> dict[str, str | int | float]:
     return row | {name: value for name, value in one.features.items() if name not in row}
 
 
-def _round_values(
-    rounds: list[Measurement], correction: Correction | None, level_ns: int
-) -> tuple[dict[str, tuple[float, ...]], bool]:
-    """Return each figure by round (the least of the undisturbed samples, the others of all), and whether any was."""
+def _align_sessions(
+    values: Mapping[tuple[str, str], tuple[_Rounds, bool]],
+    bursts: Mapping[tuple[str, str], Mapping[int, Measurement]],
+) -> None:
+    """Take out of each figure by how much its session differs from the mean of all, in its runtime."""
+    sessions = Sessions([burst for rounds in bursts.values() for burst in rounds.values()])
+    for runtime in {name for _, name in values}:
+        own = {key: rounds for key, (rounds, _) in values.items() if key[1] == runtime}
+        logs = []
+        for key, rounds in own.items():
+            found: dict[int, list[float]] = {}
+            for number, ns in rounds["min"].items():
+                found.setdefault(sessions.of(bursts[key][number]), []).append(math.log(ns))
+            logs.append({session: statistics.median(some) for session, some in found.items()})
+        factors = {session: math.exp(-effect) for session, effect in effects(logs).items()}
+        for key, rounds in own.items():
+            for figures in rounds.values():
+                figures.update({n: ns * factors.get(sessions.of(bursts[key][n]), 1.0) for n, ns in figures.items()})
+
+
+def _round_values(rounds: list[Measurement], correction: Correction | None, level_ns: int) -> tuple[_Rounds, bool]:
+    """Return each figure, by round (the least of the undisturbed samples, the others of all), and whether any was."""
     factors = {m.round: correction.factor(state_of(m, level_ns)) if correction else 1.0 for m in rounds}
     minima, quiet = undisturbed_minima(rounds, level_ns)
-    least = {statistic_key(Statistic.MIN): tuple(value * factors[number] for number, value in minima.items())}
+    least = {statistic_key(Statistic.MIN): {number: value * factors[number] for number, value in minima.items()}}
     return least | {
-        statistic_key(statistic): tuple(burst_value(m.samples_ns, statistic) * factors[m.round] for m in rounds)
+        statistic_key(statistic): {m.round: burst_value(m.samples_ns, statistic) * factors[m.round] for m in rounds}
         for statistic in _ROUND_STATISTICS
     }, quiet
 

@@ -1,6 +1,7 @@
 import math
 import random
 
+import msgspec
 import pytest
 
 from latmod.dataset import Measurement
@@ -80,6 +81,25 @@ def test_weights_are_never_negative() -> None:
         for m in contrary
     ]  # fmt: skip
     assert min(fit_correction("r", turned, NOMINAL).weights) >= 0.0
+
+
+def test_what_differs_from_day_to_day_does_not_count_as_drift() -> None:
+    later = Reference(
+        conv_ns=NOMINAL.conv_ns, copy_ns=NOMINAL.copy_ns, dispatch_ns=2 * NOMINAL.dispatch_ns, probe_ns=NOMINAL.probe_ns
+    )
+    today = [
+        msgspec.structs.replace(burst, started=f"2026-11-25T10:00:{burst.round:02}+00:00")
+        for burst in drifting_sweep(noise=0.0)
+    ]
+    tomorrow = [
+        msgspec.structs.replace(
+            burst, round=10, started="2026-11-26T10:00:00+00:00", before=later, after=later,
+            samples_ns=tuple(3 * ns for ns in burst.samples_ns),
+        )
+        for burst in today
+        if burst.round == 0
+    ]  # fmt: skip
+    assert fit_correction("r", [*today, *tomorrow], NOMINAL).weights == pytest.approx(TRUE_WEIGHTS, abs=0.01)
 
 
 def test_one_round_is_corrected_as_runtimes_are_in_general() -> None:

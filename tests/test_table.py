@@ -2,6 +2,7 @@ import csv
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from latmod_fake import latency_ns
@@ -35,6 +36,24 @@ def test_an_observation_knows_spec_features_and_latency(folder: DatasetFolder) -
         assert one.features["blocks1"] == one.spec["blocks"][0]  # type: ignore[index]
         assert one.features["width"] == one.spec["width"]
         assert one.parity == "ok"
+
+
+def test_a_slow_day_is_told_by_all_networks_and_taken_out(folder: DatasetFolder, tmp_path: Path) -> None:
+    again = DatasetFolder(tmp_path / "days")
+    shutil.copytree(folder.path, again.path)
+    log = again.path / "measurements.jsonl"
+    bursts = [msgspec.json.decode(line) for line in log.read_bytes().splitlines()]
+    for burst in bursts:
+        day = 2 if burst["round"] == 2 else 1
+        burst["started"] = f"2026-01-0{day}T00:00:00+00:00"
+        if day == 2 and burst["status"] == "ok":
+            burst["samples_ns"] = [round(1.44 * ns) for ns in burst["samples_ns"]]
+    log.write_bytes(b"".join(msgspec.json.encode(burst) + b"\n" for burst in bursts))
+    for one in observations(again):
+        assert one.latency_ns() == pytest.approx(1.2 * latency_ns(one.features), rel=0.01)
+        assert max(one.round_ns["min"]) < 1.02 * min(one.round_ns["min"])
+    raw = observations(again, {})
+    assert all(max(one.round_ns["min"]) > 1.4 * min(one.round_ns["min"]) for one in raw)
 
 
 def test_the_table_reads_as_what_it_is(folder: DatasetFolder) -> None:
