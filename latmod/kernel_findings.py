@@ -153,14 +153,7 @@ def _check(folders: Sequence[DatasetFolder], cards: Sequence[Card]) -> None:
     for folder, card in zip(folders, cards, strict=True):
         if (card.machine.id, card.protocol.threads) != (first.machine.id, first.protocol.threads):
             raise MachineError(f"{folder.path}: another machine or number of threads than {folders[0].path}")
-        if any(card.runtimes.get(name, version) != version for name, version in first.runtimes.items()):
-            raise MachineError(f"{folder.path}: another version of a runtime than {folders[0].path}")
-        published = sorted({m.family for m in card.models if FAMILIES[m.family].published})
-        if published:
-            raise DatasetError(
-                f"{folder.path}: holds published networks ({', '.join(published)}), which are there to test on; "
-                "leave it out"
-            )
+        _check_alike(folder, card, first, str(folders[0].path))
     families = {model.family for card in cards for model in card.planned}
     if len(families) < MIN_FAMILIES:
         raise DatasetError(f"{len(families)} families; at least {MIN_FAMILIES} are needed, to hold one out")
@@ -172,10 +165,18 @@ def _check_lender(folder: DatasetFolder, first: Card) -> None:
         first.machine.isa
     ):
         raise MachineError(f"{folder.path}: other threads or vector units than {first.name}: other kernels run there")
+    _check_alike(folder, card, first, first.name)
+
+
+def _check_alike(folder: DatasetFolder, card: Card, first: Card, than: str) -> None:
     if any(card.runtimes.get(name, version) != version for name, version in first.runtimes.items()):
-        raise MachineError(f"{folder.path}: another version of a runtime than {first.name}")
-    if any(FAMILIES[model.family].published for model in card.models):
-        raise DatasetError(f"{folder.path}: holds published networks, which are there to test on; leave it out")
+        raise MachineError(f"{folder.path}: another version of a runtime than {than}")
+    published = sorted({m.family for m in card.models if FAMILIES[m.family].published})
+    if published:
+        raise DatasetError(
+            f"{folder.path}: holds published networks ({', '.join(published)}), which are there to test on; "
+            "leave it out"
+        )
 
 
 def _told(models: Sequence[LabelledModel]) -> bool:

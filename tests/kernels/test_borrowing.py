@@ -1,15 +1,12 @@
 """Kinds that one machine never measured, priced from another that is slower by a known factor."""
 
-import msgspec
 import numpy as np
 import pytest
+from known_prices import kernel, priced_at
 
-from latmod.additive import Additive, Rates
 from latmod.borrowing import borrowed, told_kernels
-from latmod.kernels import FIELDS, Kernel
-from latmod.kernels.columns import PHYSICAL
 from latmod.labels import LabelledModel
-from latmod.total_fitting import PRIOR, fit_sum
+from latmod.total_fitting import fit_sum
 
 pytest.importorskip("scipy")
 
@@ -21,21 +18,6 @@ PRICES = {
 SLOWER = 1.5
 
 
-def kernel(kind: str, macs: float, nbytes: float) -> Kernel:
-    numbers = {"macs": macs, "padded_macs": macs, "bytes_in": nbytes, "bytes_out": nbytes}
-    return Kernel(
-        op=kind.split()[0], kind=kind, numbers=tuple(numbers.get(field, 0.0) for field in FIELDS), nodes=(), label=kind,
-        inputs=(), outputs=(), values=(),
-    )  # fmt: skip
-
-
-def true_prices(factor: float) -> Additive:
-    rates = tuple(tuple(factor * price.get(name, 0.0) for name in PHYSICAL) for price in PRICES.values())
-    return msgspec.structs.replace(
-        PRIOR, rates=Rates(kinds=(*PRICES, "other kinds"), rates=(*rates, PRIOR.rates.rates[0]))
-    )
-
-
 def measured(factor: float, kinds: tuple[str, ...], count: int = 60, seed: int = 0) -> list[LabelledModel]:
     random = np.random.default_rng(seed)
     found = []
@@ -45,7 +27,7 @@ def measured(factor: float, kinds: tuple[str, ...], count: int = 60, seed: int =
             for kind in kinds
             for _ in range(random.integers(2, 6))
         ]
-        ns = true_prices(factor).kernel_ns(own)
+        ns = priced_at(PRICES, factor).kernel_ns(own)
         found.append(
             LabelledModel(
                 model=str(number), family="f", kernels=tuple(own), kernel_ns=tuple(ns.tolist()),
@@ -62,9 +44,9 @@ def test_kinds_of_the_other_machine_are_stated_for_this_one() -> None:
     told = told_kernels(lent)
     assert {kernel.kind for kernel in told} == {"LRN"}
     labels = [ns for model in lent for ns in model.kernel_ns if np.isfinite(ns)]
-    assert labels == pytest.approx(true_prices(1.0).kernel_ns(told), rel=0.05)
+    assert labels == pytest.approx(priced_at(PRICES).kernel_ns(told), rel=0.05)
     network = [kernel("Conv 3x3", 3e7, 1e6), kernel("LRN", 0.0, 2e6)]
-    expected = true_prices(1.0).kernel_ns(network).sum()
+    expected = priced_at(PRICES).kernel_ns(network).sum()
     without = fit_sum(own).latency_ns(network)
     assert fit_sum([*own, *lent]).latency_ns(network) == pytest.approx(expected, rel=0.15)
     assert without < 0.6 * expected

@@ -3,10 +3,8 @@
 import msgspec
 import numpy as np
 import pytest
+from known_prices import kernel, priced_at
 
-from latmod.additive import Additive, Rates
-from latmod.kernels import FIELDS, Kernel
-from latmod.kernels.columns import PHYSICAL
 from latmod.labels import LabelledModel
 from latmod.total_fitting import PRIOR, apportioned, fit_sum, scaled, without_kernels
 
@@ -14,24 +12,6 @@ pytest.importorskip("scipy")
 
 # ns per MAC, byte and call: a dense convolution is twice as fast per MAC as the prior says, the other kind much slower.
 PRICES = {"Conv 3x3": {"macs": 0.01, "one": 1000.0}, "Relu": {"bytes_in": 0.3, "one": 5000.0}}
-
-
-def kernel(kind: str, macs: float, nbytes: float) -> Kernel:
-    numbers = {"macs": macs, "padded_macs": macs, "bytes_in": nbytes, "bytes_out": nbytes}
-    return Kernel(
-        op=kind.split()[0], kind=kind, numbers=tuple(numbers.get(field, 0.0) for field in FIELDS), nodes=(), label=kind,
-        inputs=(), outputs=(), values=(),
-    )  # fmt: skip
-
-
-def true_prices() -> Additive:
-    return msgspec.structs.replace(
-        PRIOR,
-        rates=Rates(
-            kinds=(*PRICES, "other kinds"),
-            rates=(*(tuple(p.get(name, 0.0) for name in PHYSICAL) for p in PRICES.values()), PRIOR.rates.rates[0]),
-        ),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +24,7 @@ def models() -> list[LabelledModel]:
         found.append(
             LabelledModel(
                 model=str(number), family="f", kernels=tuple(own), kernel_ns=(float("nan"),) * len(own),
-                latency_ns=float(true_prices().kernel_ns(own).sum()), noise=0.0, told_ns=float("nan"),
+                latency_ns=float(priced_at(PRICES).kernel_ns(own).sum()), noise=0.0, told_ns=float("nan"),
                 unmatched_ns=float("nan"),
             )
         )  # fmt: skip
@@ -74,15 +54,15 @@ def test_prices_of_another_engine_are_brought_to_the_latencies_by_a_factor_per_k
             latency_ns=float(
                 sum(
                     ns * factors[k.kind]
-                    for k, ns in zip(model.kernels, true_prices().kernel_ns(model.kernels), strict=True)
+                    for k, ns in zip(model.kernels, priced_at(PRICES).kernel_ns(model.kernels), strict=True)
                 )
             ),
         )
         for model in models
     ]
-    found = scaled(true_prices(), slower)
+    found = scaled(priced_at(PRICES), slower)
     assert found.factors == pytest.approx(factors, rel=0.15)  # drawn to each other
-    fitted = fit_sum(slower[:90], near=true_prices())
+    fitted = fit_sum(slower[:90], near=priced_at(PRICES))
     errors = [abs(fitted.latency_ns(model.kernels) / model.latency_ns - 1.0) for model in slower[90:]]
     assert np.mean(errors) < 0.05
 
