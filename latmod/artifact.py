@@ -95,8 +95,9 @@ class KernelCard(Card, frozen=True, kw_only=True, tag_field="level", tag="kernel
     the quantities named in `physical`), `scales`, `call_ns` and `run_ns` the calibration to whole networks; `ranges`
     are what was seen of each kind; `pair_quantile` is that of the error of a pair of networks, per share of time that
     they do not have in common (latmod.differing); `load_prices` say what opening a model takes (latmod.load_time);
-    `borrowed` are kinds that were measured on another machine alone (latmod.borrowing). The file's graph holds the
-    residual over the columns named in `seen`.
+    `borrowed` are kinds that were measured on another machine alone (latmod.borrowing); `adapted_from` is the machine
+    that all of this holds for where it is another, and `factors` say how many times longer kernels take on the
+    predictor's own (latmod.factors). The file's graph holds the residual over the columns named in `seen`.
     """
 
     rules: str
@@ -113,6 +114,8 @@ class KernelCard(Card, frozen=True, kw_only=True, tag_field="level", tag="kernel
     pair_quantile: float
     load_prices: tuple[float, float, float]
     borrowed: tuple[str, ...] = ()
+    adapted_from: str = ""
+    factors: dict[str, float] = {}
 
 
 AnyCard = GraphCard | KernelCard
@@ -132,6 +135,13 @@ def pack(model: "ModelProto", card: AnyCard) -> bytes:
     digest = hashlib.sha256(content).hexdigest().encode()
     before, after = content.rsplit(_EMPTY_SHA256, 1)
     return before + digest + after
+
+
+def repack(content: bytes, card: AnyCard) -> bytes:
+    """Return a predictor file with another card."""
+    from onnx import ModelProto
+
+    return pack(ModelProto.FromString(content), card)
 
 
 def unpack(content: bytes, name: str) -> AnyCard:

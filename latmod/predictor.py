@@ -15,6 +15,7 @@ from latmod.columns import Floats, feature_matrix
 from latmod.coverage import Unseen, share_group, unseen
 from latmod.domain import FAR, TOLERANCE, spread
 from latmod.errors import PredictorError
+from latmod.factors import Adapted
 from latmod.features import graph_features
 from latmod.graph import Graph
 from latmod.inspection import unknown_share
@@ -127,7 +128,7 @@ class Predictor(ABC):
         """Hold a checked artifact; the session is made when the first answer is wanted."""
         self.card = card
         self.name = name
-        self._content = content
+        self.content = content
 
     def predict(
         self,
@@ -198,7 +199,7 @@ class Predictor(ABC):
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            return onnxruntime.InferenceSession(self._content, options, providers=["CPUExecutionProvider"])
+            return onnxruntime.InferenceSession(self.content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own errors share no base class but this one
             raise PredictorError(f"{self.name}: onnxruntime cannot load it ({str(error).splitlines()[0]})") from error
 
@@ -276,10 +277,10 @@ class KernelPredictor(Predictor):
         """Return where the time of a network goes; the last one asked for is remembered."""
         if self._last is None or self._last[0] is not query:
             found, columns = query.kernels(self.card.rules, self.card.isa, self.card.threads)
-            took = self._model.kernel_ns(found, columns)
+            took = self.prices.kernel_ns(found, columns)
             outside = unseen(found, took, self.card.ranges)
             told = Breakdown(
-                kernels=found, kernel_ns=tuple(took.tolist()), run_ns=self.card.run_ns, unseen=tuple(outside)
+                kernels=found, kernel_ns=tuple(took.tolist()), run_ns=self.prices.run_ns, unseen=tuple(outside)
             )
             self._last = (query, told)
         return self._last[1]
@@ -310,20 +311,25 @@ class KernelPredictor(Predictor):
         )
 
     @cached_property
-    def _model(self) -> Additive:
+    def prices(self) -> Additive | Adapted:
+        """Return what kernels take.
+
+        Raises PredictorError where they are seen by columns that this latmod does not know.
+        """
         card = self.card
         strange = sorted({*card.physical} - {*PHYSICAL} | {*card.seen} - {*SEEN})
         if strange:
             raise PredictorError(f"{self.name}: sees kernels by {strange[0]!r}, unknown to this latmod; make it again")
         rates = [dict(zip(card.physical, row, strict=True)) for row in card.rates]
         positions = [SEEN.index(name) for name in card.seen]
-        return Additive(
+        fitted = Additive(
             rates=Rates(kinds=card.kinds, rates=tuple(tuple(row.get(name, 0.0) for name in PHYSICAL) for row in rates)),
             residual=_Residual(self._session, positions),
             scales=card.scales,
             call_ns=card.call_ns,
             run_ns=card.run_ns,
         )
+        return Adapted(prices=fitted, factors=card.factors) if card.factors else fitted
 
 
 class _Residual:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latmod.additive import OTHER, Additive, Rates, uncalibrated
+from latmod.factors import Adapted, fit_factors
 from latmod.kernel_fitting import calibrated, fit_additive, fit_rated, training_kernels, with_residual
 from latmod.kernels import Kernel
 from latmod.kernels.columns import PHYSICAL, Columns, stacked
@@ -29,10 +30,6 @@ parts instead, as trees were, learns the noise of single networks, which all the
 16 to 28 % of rates alone).
 """
 
-_PULL = 1.0
-"""How strongly the factor of a kind is drawn to that of all kinds, in networks that it makes up alone."""
-_MOST = 10.0
-
 PRIOR = uncalibrated(
     Rates(
         kinds=(OTHER,),
@@ -47,20 +44,6 @@ class Prices(Protocol):
 
     def kernel_ns(self, kernels: Sequence[Kernel], columns: Columns | None = None) -> Floats:
         """Return what each kernel takes, in ns; `columns` are theirs, of one network where not given."""
-
-
-class Scaled(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold the prices of another engine, times one factor per kind of kernel."""
-
-    other: Additive
-    factors: dict[str, float]
-    common: float
-    """The factor of a kind that was never seen."""
-
-    def kernel_ns(self, kernels: Sequence[Kernel], columns: Columns | None = None) -> Floats:
-        """Return what each kernel takes."""
-        factors = np.array([self.factors.get(kernel.kind, self.common) for kernel in kernels])
-        return np.asarray(self.other.kernel_ns(kernels, columns) * factors)
 
 
 def fit_sum(models: Sequence[LabelledModel], seed: int = 0, near: Additive | None = None) -> Additive:
@@ -103,23 +86,7 @@ def apportioned(models: Sequence[LabelledModel], prices: Prices) -> list[Labelle
     return found
 
 
-def scaled(other: Additive, models: Sequence[LabelledModel]) -> Scaled:
-    """Fit one factor per kind to whole latencies, on relative error; all are drawn to a common one."""
-    from scipy.optimize import lsq_linear  # type: ignore[import-untyped]
-
-    kinds = sorted({kernel.kind for model in models for kernel in model.kernels})
-    places = {kind: place for place, kind in enumerate(kinds)}
-    x = np.zeros((len(models), len(kinds)))
-    for row, (model, parts) in enumerate(zip(models, priced(other, models), strict=True)):
-        own = np.array([places[kernel.kind] for kernel in model.kernels])
-        np.add.at(x[row], own, parts / model.latency_ns)
-    common = float(1.0 / np.median(x.sum(axis=1)))
-    x *= common
-    left = np.concatenate([x, np.sqrt(_PULL) * np.eye(len(kinds))])
-    right = np.concatenate([np.ones(len(models)), np.full(len(kinds), np.sqrt(_PULL))])
-    factors = lsq_linear(left, right, bounds=(1.0 / _MOST, _MOST)).x
-    return Scaled(
-        other=other,
-        factors={kind: common * float(factor) for kind, factor in zip(kinds, factors, strict=True)},
-        common=common,
-    )
+def scaled(other: Additive, models: Sequence[LabelledModel]) -> Adapted:
+    """Bring the prices of another engine to whole latencies."""
+    kernels, latencies = [model.kernels for model in models], [model.latency_ns for model in models]
+    return Adapted(prices=other, factors=fit_factors(kernels, priced(other, models), other.run_ns, latencies))

@@ -32,7 +32,7 @@ def predictor(machine: Machine, runtime: str = "onnxruntime", threads: int = 1) 
     card = msgspec.structs.replace(
         one.card, machine_id=machine.id, machine=machine.label, isa=machine.isa, runtime=runtime, threads=threads
     )
-    return GraphPredictor(one._content, card, f"{machine.cpu}-{machine.memory_gib}-{runtime}")
+    return GraphPredictor(one.content, card, f"{machine.cpu}-{machine.memory_gib}-{runtime}")
 
 
 def test_the_machine_itself_comes_before_its_like_and_that_before_another() -> None:
@@ -79,7 +79,7 @@ def test_the_predictors_that_ship_answer_for_one_thread_unless_asked() -> None:
 
 def test_the_sharpest_is_the_same_everywhere() -> None:
     rough, sharp = (
-        GraphPredictor(one._content, msgspec.structs.replace(one.card, scores={"mape": mape}), one.name)
+        GraphPredictor(one.content, msgspec.structs.replace(one.card, scores={"mape": mape}), one.name)
         for one, mape in ((predictor(HERE), 0.08), (predictor(WIDE), 0.05))
     )
     other = predictor(LIKE, "torch")

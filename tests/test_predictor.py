@@ -286,4 +286,4 @@ def test_columns_that_this_latmod_does_not_know_are_named():
     for change in ({"seen": (*shipped.card.seen, "moon")}, {"physical": (*shipped.card.physical, "moon")}):
         newer = KernelPredictor(b"", msgspec.structs.replace(shipped.card, **change), "newer.onnx")
         with pytest.raises(PredictorError, match=r"newer.onnx: sees kernels by 'moon'"):
-            _ = newer._model
+            _ = newer.prices

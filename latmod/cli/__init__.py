@@ -10,7 +10,7 @@ import click
 from latmod import __version__
 from latmod.cli.deciding import compare, diff, plan
 from latmod.cli.judging import evaluate, fit, repeat
-from latmod.cli.measuring import demo, doctor, measure, runtimes, sweep, table
+from latmod.cli.measuring import adapt, demo, doctor, measure, runtimes, sweep, table
 from latmod.cli.predicting import inspect, predict
 from latmod.errors import LatmodError
 
@@ -53,6 +53,6 @@ def main(_traceback: bool) -> None:
 
 
 for _command in (
-    predict, inspect, compare, plan, diff, measure, sweep, table, fit, evaluate, repeat, runtimes, doctor, demo,
+    predict, inspect, compare, plan, diff, measure, adapt, sweep, table, fit, evaluate, repeat, runtimes, doctor, demo,
 ):  # fmt: skip
     main.add_command(_command)

@@ -185,6 +185,64 @@ def measure(
 
 
 @click.command()
+@runtime_option
+@click.option("--rounds", type=click.IntRange(1), default=2, show_default=True, help="Passes over all networks.")
+@click.option("--burst-seconds", type=float, default=0.2, show_default=True, help="Time budget of one burst.")
+@patience_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("latmod-adapted"),
+    show_default=True,
+    help="Folder for the predictors.",
+)
+@output_options
+def adapt(
+    runtimes: tuple[str, ...],
+    rounds: int,
+    burst_seconds: float,
+    patience_seconds: float,
+    out: Path,
+    style: str,
+    output: str,
+) -> None:
+    """Adapt the predictors that ship to this machine, by a few small networks that are measured here.
+
+    \b
+    latmod adapt
+    latmod predict resnet50.onnx --predictor latmod-adapted
+    """  # fmt: skip
+    from latmod.adapting import adapt_here
+    from latmod.cli.options import chosen_predictors, that_add_up_kernels
+    from latmod.fitting import write_artifact
+    from latmod.report import percent
+
+    known = that_add_up_kernels(chosen_predictors((), runtimes))
+    found = adapt_here(
+        known,
+        asked=bool(runtimes),
+        rounds=rounds,
+        burst_seconds=burst_seconds,
+        patience_seconds=patience_seconds,
+        notify=lambda line: click.echo(line, err=True),
+    )
+    rows: list[Row] = []
+    for one in found:
+        path = write_artifact(one.artifact, out)
+        rows.append(
+            {
+                "runtime": one.card.runtime,
+                "networks": one.card.models,
+                "adapted from": one.card.adapted_from,
+                "times as long": one.factor,
+                "error": percent(one.error) if style in ("table", "md") else one.error,
+                "predictor": str(path),
+            }
+        )
+    write_rows(rows, style, output)
+
+
+@click.command()
 @click.argument("datasets", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DATASET...")
 def table(datasets: tuple[Path, ...]) -> None:
     """Derive table.csv of data sets from their measurements.

@@ -20,7 +20,7 @@ from latmod.cli.options import (
     write,
     write_rows,
 )
-from latmod.errors import LatmodError, OutOfDomainError
+from latmod.errors import LatmodError, MachineError, OutOfDomainError
 from latmod.report import Cell, Format, Row, percent, render, significant
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def predict(
     if by_kernel:
         _predict_kernels(models, known, parse_shapes(shapes), style, output)
         return
-    state = _state_now() if here else None
+    state = _state_now(known) if here else None
     found: list[Prediction] = []
     problems = []
     for path in models:
@@ -206,10 +206,23 @@ def _predict_kernels(
     write_rows(rows, style, output)
 
 
-def _state_now() -> "Reference":
+def _state_now(known: Sequence["Predictor"]) -> "Reference":
+    """Return the state of this machine; raise MachineError where predictors are for another.
+
+    How a network's latency follows the reference load is known within a machine alone: from one machine to another this
+    load changed 3.6 times where networks changed 2.4 times.
+    """
+    from latmod.machine import read_machine
     from latmod.timing import median_reference
     from latmod.worker import reference_passes
 
+    here = read_machine()
+    for one in known:
+        if here.id != one.card.machine_id and here.label != one.card.machine:
+            raise MachineError(
+                f"--here: {one.card.runtime} is known on {one.card.machine}, and this machine is {here.label}; "
+                "make predictors for it with `latmod adapt`"
+            )
     return median_reference(reference_passes(seconds=2.0).passes)
 
 
@@ -223,7 +236,11 @@ def warn_of_other_machine(predictors: Sequence["Predictor"]) -> None:
         if machine_id != here.id:
             runtimes = sorted({one.card.runtime for one in predictors if one.card.machine_id == machine_id})
             whose = f"for {', '.join(runtimes)} " if len(machines) > 1 else ""
-            click.echo(f"note: the predictions {whose}hold for {machine}; this machine is {here.label}", err=True)
+            click.echo(
+                f"note: the predictions {whose}hold for {machine}; this machine is {here.label}; "
+                "`latmod adapt` makes predictors for it in a few minutes",
+                err=True,
+            )
 
 
 def _prediction_row(one: "Prediction", with_threads: bool) -> Row:

@@ -1,0 +1,200 @@
+"""Adapt predictors to a machine that none was fitted on, by a few small networks that are measured there.
+
+What a kernel takes on two machines differs by a factor that is much alike for kernels of one kind, so a few dozen whole
+latencies tell it (latmod.factors).
+"""
+
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from latmod.additive import OTHER
+from latmod.artifact import KernelCard, repack
+from latmod.errors import PredictorError
+from latmod.factors import factor_of, fit_factors
+from latmod.findings import Artifact
+from latmod.graph import Graph, read_graph
+from latmod.kernels import Kernel, kernels
+from latmod.kernels.columns import stacked
+from latmod.load_time import Prices, load_ns
+from latmod.machine import Machine, read_machine
+from latmod.measuring import measure
+from latmod.predictor import KernelPredictor
+from latmod.runtimes import find_runtime, installed_runtimes
+from latmod.scores import conformal_quantile
+
+Floats = NDArray[np.float64]
+T = TypeVar("T")
+
+FEWEST = 8
+"""Networks below which nothing is adapted: the interval comes from what is left out, one by one."""
+
+
+MAX_LOAD_SECONDS = 120.0
+
+
+class Took(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold what one network took in one runtime, and what opening it took (0: nobody knows), in ns."""
+
+    graph: Graph
+    latency_ns: float
+    load_ns: float = 0.0
+
+
+class Adaptation(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold one predictor adapted to a machine, and how well that went.
+
+    `factor` is how many times longer kernels take than on the machine that it starts from; `error` the mean over the
+    networks measured, each predicted without it.
+    """
+
+    card: KernelCard
+    factor: float
+    error: float
+    artifact: Artifact
+
+
+def yardsticks() -> tuple[Path, ...]:
+    """Return the networks that ship to be measured for this, weight-free, by name."""
+    return tuple(sorted(Path(str(resources.files("latmod") / "yardsticks")).glob("*.onnx")))
+
+
+def adapt_here(
+    known: Sequence[KernelPredictor],
+    *,
+    asked: bool,
+    rounds: int,
+    burst_seconds: float,
+    patience_seconds: float,
+    notify: Callable[[str], None],
+) -> list[Adaptation]:
+    """Measure the yardsticks in every runtime that is installed and known, adapt a predictor of each.
+
+    Unless they were `asked` for, runtimes that would take longer than `MAX_LOAD_SECONDS` to open them are left out.
+    Raises PredictorError where none is installed.
+    """
+    starts: dict[str, list[KernelPredictor]] = {}
+    for one in known:
+        if one.card.threads == 1:
+            starts.setdefault(one.card.runtime, []).append(one)
+    installed = installed_runtimes()
+    names = [name for name in installed if name in starts]
+    if not names:
+        raise PredictorError(f"none of {', '.join(sorted(starts))} is installed; see `latmod runtimes`")
+    paths = yardsticks()
+    graphs = {path.stem: read_graph(path) for path in paths}
+    for name in () if asked else tuple(names):
+        seconds = rounds * sum(_load_seconds(graph, starts[name][0]) for graph in graphs.values())
+        if seconds > MAX_LOAD_SECONDS:
+            notify(f"{name} left out: opening the networks takes about {seconds:.0f} s; --runtime {name} asks for it")
+            names.remove(name)
+    notify(f"measuring {len(paths)} small networks in {', '.join(names)}, {rounds} rounds")
+    results = measure(
+        paths, names, rounds=rounds, burst_seconds=burst_seconds, patience_seconds=patience_seconds, notify=notify
+    )
+    here = read_machine()
+    found = []
+    for name in names:
+        took = [
+            Took(graph=graphs[one.model], latency_ns=one.latency_ms * 1e6, load_ns=(one.load_ms or 0.0) * 1e6)
+            for one in results
+            if one.runtime == name and one.latency_ms
+        ]
+        found.append(adapt(took, starts[name], here, find_runtime(name).version()))
+    return found
+
+
+def adapt(took: Sequence[Took], starts: Sequence[KernelPredictor], machine: Machine, version: str) -> Adaptation:
+    """Adapt the best of several predictors of one runtime to what networks took on a machine.
+
+    Which is best is told by the networks: each is predicted by what was adapted to the others. `version` is the
+    runtime's. Raises PredictorError for fewer than `FEWEST` networks, or none to start from.
+    """
+    if len(took) < FEWEST or not starts:
+        raise PredictorError(f"{len(took)} networks measured, {len(starts)} predictors: {FEWEST} and one are needed")
+    found = [_adapted(took, start, machine, version) for start in starts]
+    return min(found, key=lambda one: (one.error, one.card.adapted_from))
+
+
+def _load_seconds(graph: Graph, predictor: KernelPredictor) -> float:
+    card = predictor.card
+    return load_ns(kernels(graph, card.rules, isa=card.isa, threads=card.threads), card.load_prices) / 1e9
+
+
+def _adapted(took: Sequence[Took], start: KernelPredictor, machine: Machine, version: str) -> Adaptation:
+    card = start.card
+    networks = [kernels(one.graph, card.rules, isa=machine.isa, threads=card.threads) for one in took]
+    every, columns, ends = stacked(networks)
+    prices = np.split(start.prices.kernel_ns(every, columns), ends)
+    latencies = [one.latency_ns for one in took]
+    errors = np.array(
+        [_error_without(place, networks, prices, start.prices.run_ns, latencies) for place in range(len(took))]
+    )
+    own = fit_factors(networks, prices, start.prices.run_ns, latencies)
+    # What the start errs by on families that it has not seen comes on top of what adapting misses.
+    missed = conformal_quantile(errors, card.coverage)
+    widths = tuple(float(np.hypot(missed, width)) for width in card.quantiles)
+    size = np.abs(np.expm1(-errors))
+    adapted = msgspec.structs.replace(
+        card,
+        dataset="adapted",
+        machine_id=machine.id,
+        machine=machine.label,
+        isa=machine.isa,
+        runtime_version=version,
+        nominal=None,
+        drift_weights=(),
+        models=len(took),
+        adapted_from=card.machine,
+        factors=own,
+        quantiles=widths,
+        scores={
+            "mape": float(size.mean()),
+            "median_error": float(np.median(size)),
+            "within_5": float((size <= 0.05).mean()),
+            "within_10": float((size <= 0.1).mean()),
+        },
+        load_prices=_load_prices(networks, took, card.load_prices),
+    )
+    return Adaptation(
+        card=adapted,
+        factor=own[OTHER],
+        error=float(size.mean()),
+        artifact=Artifact(card=adapted, content=repack(start.content, adapted)),
+    )
+
+
+def _error_without(
+    place: int,
+    networks: Sequence[Sequence[Kernel]],
+    prices: Sequence[Floats],
+    run_ns: float,
+    latencies: Sequence[float],
+) -> float:
+    """Return log(measured / predicted) of one network by factors that were fitted to the others."""
+
+    def others(values: Sequence[T]) -> list[T]:
+        return [value for other, value in enumerate(values) if other != place]
+
+    factors = fit_factors(others(networks), others(prices), run_ns, others(latencies))
+    predicted = run_ns * factors[OTHER] + sum(
+        ns * factor_of(kernel.kind, factors) for kernel, ns in zip(networks[place], prices[place], strict=True)
+    )
+    return float(np.log(latencies[place] / predicted))
+
+
+def _load_prices(networks: Sequence[Sequence[Kernel]], took: Sequence[Took], prices: Prices) -> Prices:
+    """Return the prices of opening a model, scaled by how much longer it took here (the median)."""
+    ratios = [
+        one.load_ns / load_ns(own, prices)
+        for own, one in zip(networks, took, strict=True)
+        if one.load_ns and any(prices)
+    ]
+    first, second, third = prices
+    factor = float(np.median(ratios)) if ratios else 0.0
+    return first * factor, second * factor, third * factor
