@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from command import latmod
 
+from latmod.machine import read_machine
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -192,3 +194,24 @@ def test_a_bad_space_names_file_and_key(tmp_path: Path) -> None:
 
 def test_traceback_shows_where_an_error_came_from() -> None:
     assert "Traceback" in latmod("--traceback", "inspect", "nothing.onnx").stderr
+
+
+def test_predictors_are_adapted_to_this_machine(tmp_path: Path, graph: Path) -> None:
+    target = tmp_path / "adapted"
+    quick = ("--rounds", "1", "--burst-seconds", "0.001", "--patience-seconds", "0")
+    found = latmod("adapt", "--runtime", "onnxruntime", *quick, "--out", target, "--format", "json")
+    assert found.returncode == 0, found.stderr
+    row = json.loads(found.stdout)[0]
+    assert row["runtime"] == "onnxruntime"
+    assert row["networks"] == 24
+    assert row["times as long"] > 0.0
+    answer = latmod("predict", graph, "--predictor", target, "--format", "json")
+    assert json.loads(answer.stdout)[0]["machine"] == read_machine().label
+    assert "this machine is" not in answer.stderr
+
+
+def test_the_state_of_this_machine_says_nothing_of_another(graph: Path) -> None:
+    other = next(one for one in ("6/167/1", "25/1/1") if one not in read_machine().label)
+    refused = latmod("predict", graph, "--machine", other, "--here")
+    assert refused.returncode == 1
+    assert "make predictors for it with `latmod adapt`" in refused.stderr
