@@ -27,6 +27,7 @@ from latmod.measuring import measure
 from latmod.predictor import KernelPredictor
 from latmod.runtimes import find_runtime, installed_runtimes
 from latmod.scores import conformal_quantile
+from latmod.sweeping import Notify
 
 Floats = NDArray[np.float64]
 T = TypeVar("T")
@@ -72,6 +73,7 @@ def adapt_here(
     burst_seconds: float,
     patience_seconds: float,
     notify: Callable[[str], None],
+    tell: Notify = lambda progress: None,
 ) -> list[Adaptation]:
     """Measure the yardsticks in every runtime that is installed and known, adapt a predictor of each.
 
@@ -95,7 +97,13 @@ def adapt_here(
             names.remove(name)
     notify(f"measuring {len(paths)} small networks in {', '.join(names)}, {rounds} rounds")
     results = measure(
-        paths, names, rounds=rounds, burst_seconds=burst_seconds, patience_seconds=patience_seconds, notify=notify
+        paths,
+        names,
+        rounds=rounds,
+        burst_seconds=burst_seconds,
+        patience_seconds=patience_seconds,
+        notify=notify,
+        tell=tell,
     )
     here = read_machine()
     found = []
@@ -105,7 +113,12 @@ def adapt_here(
             for one in results
             if one.runtime == name and one.latency_ms
         ]
-        found.append(adapt(took, starts[name], here, find_runtime(name).version()))
+        try:
+            found.append(adapt(took, starts[name], here, find_runtime(name).version()))
+        except PredictorError as error:
+            notify(f"{name} left out: {error}")
+    if not found:
+        raise PredictorError("nothing was adapted, for the reasons above")
     return found
 
 

@@ -4,6 +4,7 @@ import math
 import random
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +15,7 @@ from latmod.graph import strip_weights
 from latmod.quiet import QuietLevels, over_quiet, undisturbed
 from latmod.runtimes import Model, Settings, find_runtime
 from latmod.scores import split_half
-from latmod.sweeping import ask_burst
+from latmod.sweeping import Notify, Progress, ask_burst
 from latmod.timing import BurstPlan, Statistic, burst_value, over_rounds
 from latmod.worker import Worker
 from latmod.worker.messages import BurstReply, BurstRequest
@@ -49,10 +50,12 @@ def measure(
     memory_bytes: int = 0,
     timeout_seconds: float = 600.0,
     notify: Callable[[str], None] = lambda line: None,
+    tell: Notify = lambda progress: None,
 ) -> list[MeasuredLatency]:
     """Measure every model in every runtime, in rounds; weights in the files are not used, only their shapes.
 
-    A burst may look for `patience_seconds` for quiet before it samples the cores as they are.
+    A burst may look for `patience_seconds` for quiet before it samples the cores as they are. `notify` hears of what
+    failed, `tell`, between bursts, of how far it is.
 
     Raises GraphError for a file that cannot be read and LatmodError for an unknown runtime, before anything is timed;
     what one runtime cannot run is a row with status `failed`.
@@ -71,10 +74,11 @@ def measure(
             )
             for name in runtimes
         }
+        start = time.monotonic()
         for number in range(rounds):
             pairs = [(path, name) for path in stripped for name in runtimes if (path, name) not in failures]
             random.Random(number).shuffle(pairs)
-            for path, name in pairs:
+            for place, (path, name) in enumerate(pairs, 1):
                 request = BurstRequest(
                     model=Model(path=str(stripped[path])),
                     settings=Settings(threads=threads),
@@ -90,6 +94,9 @@ def measure(
                 else:
                     replies.setdefault((path, name), []).append(reply)
                     levels.add(name, reply.burst.probes_ns)
+                done, total = number * len(pairs) + place, rounds * len(pairs)
+                left = (time.monotonic() - start) / done * (total - done)
+                tell(Progress(phase=f"round {number + 1}/{rounds}", done=done, total=total, seconds_left=left))
     return [
         _result(path, name, replies.get((path, name), []), failures, levels.level(name))
         for path in stripped

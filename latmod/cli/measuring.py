@@ -225,6 +225,7 @@ def adapt(
         burst_seconds=burst_seconds,
         patience_seconds=patience_seconds,
         notify=lambda line: click.echo(line, err=True),
+        tell=_Display(),
     )
     rows: list[Row] = []
     for one in found:
