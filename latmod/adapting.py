@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 from latmod.additive import OTHER
 from latmod.artifact import KernelCard, repack
 from latmod.errors import PredictorError
-from latmod.factors import factor_of, fit_factors
+from latmod.factors import factors_of, fit_factors
 from latmod.findings import Artifact
-from latmod.graph import Graph, read_graph
-from latmod.kernels import Kernel, kernels
-from latmod.kernels.columns import stacked
+from latmod.graph import read_graph
+from latmod.kernels import Kernel
 from latmod.load_time import Prices, load_ns
 from latmod.machine import Machine, read_machine
 from latmod.measuring import measure
-from latmod.predictor import KernelPredictor
+from latmod.predicting import ask
+from latmod.predictor import KernelPredictor, Query
 from latmod.runtimes import find_runtime, installed_runtimes
-from latmod.scores import conformal_quantile
+from latmod.scores import conformal_quantile, score
 from latmod.sweeping import Notify
 
 Floats = NDArray[np.float64]
@@ -35,29 +35,32 @@ T = TypeVar("T")
 FEWEST = 8
 """Networks below which nothing is adapted: the interval comes from what is left out, one by one."""
 
-
 MAX_LOAD_SECONDS = 120.0
+"""A runtime that takes longer to open the networks is left out unless it was asked for: torch-compile takes 1,100 s."""
 
 
 class Took(msgspec.Struct, frozen=True, kw_only=True):
     """Hold what one network took in one runtime, and what opening it took (0: nobody knows), in ns."""
 
-    graph: Graph
+    query: Query
     latency_ns: float
     load_ns: float = 0.0
 
 
-class Adaptation(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold one predictor adapted to a machine, and how well that went.
-
-    `factor` is how many times longer kernels take than on the machine that it starts from; `error` the mean over the
-    networks measured, each predicted without it.
-    """
+class Adaptation(Artifact, frozen=True, kw_only=True):
+    """Hold one predictor adapted to a machine."""
 
     card: KernelCard
-    factor: float
-    error: float
-    artifact: Artifact
+
+    @property
+    def factor(self) -> float:
+        """Return how many times longer kernels take than on the machine that it starts from."""
+        return self.card.factors[OTHER]
+
+    @property
+    def error(self) -> float:
+        """Return the mean error over the networks measured, each predicted without it."""
+        return self.card.scores["mape"] or 0.0
 
 
 def yardsticks() -> tuple[Path, ...]:
@@ -89,9 +92,9 @@ def adapt_here(
     if not names:
         raise PredictorError(f"none of {', '.join(sorted(starts))} is installed; see `latmod runtimes`")
     paths = yardsticks()
-    graphs = {path.stem: read_graph(path) for path in paths}
+    queries = {path.stem: ask(read_graph(path)) for path in paths}
     for name in () if asked else tuple(names):
-        seconds = rounds * sum(_load_seconds(graph, starts[name][0]) for graph in graphs.values())
+        seconds = rounds * sum(_load_seconds(query, starts[name][0]) for query in queries.values())
         if seconds > MAX_LOAD_SECONDS:
             notify(f"{name} left out: opening the networks takes about {seconds:.0f} s; --runtime {name} asks for it")
             names.remove(name)
@@ -109,7 +112,7 @@ def adapt_here(
     found = []
     for name in names:
         took = [
-            Took(graph=graphs[one.model], latency_ns=one.latency_ms * 1e6, load_ns=(one.load_ms or 0.0) * 1e6)
+            Took(query=queries[one.model], latency_ns=one.latency_ms * 1e6, load_ns=(one.load_ms or 0.0) * 1e6)
             for one in results
             if one.runtime == name and one.latency_ms
         ]
@@ -134,16 +137,16 @@ def adapt(took: Sequence[Took], starts: Sequence[KernelPredictor], machine: Mach
     return min(found, key=lambda one: (one.error, one.card.adapted_from))
 
 
-def _load_seconds(graph: Graph, predictor: KernelPredictor) -> float:
+def _load_seconds(query: Query, predictor: KernelPredictor) -> float:
     card = predictor.card
-    return load_ns(kernels(graph, card.rules, isa=card.isa, threads=card.threads), card.load_prices) / 1e9
+    return load_ns(query.kernels(card.rules, card.isa, card.threads)[0], card.load_prices) / 1e9
 
 
 def _adapted(took: Sequence[Took], start: KernelPredictor, machine: Machine, version: str) -> Adaptation:
     card = start.card
-    networks = [kernels(one.graph, card.rules, isa=machine.isa, threads=card.threads) for one in took]
-    every, columns, ends = stacked(networks)
-    prices = np.split(start.prices.kernel_ns(every, columns), ends)
+    found = [one.query.kernels(card.rules, machine.isa, card.threads) for one in took]
+    networks = [own for own, _ in found]
+    prices = [start.prices.kernel_ns(own, columns) for own, columns in found]
     latencies = [one.latency_ns for one in took]
     errors = np.array(
         [_error_without(place, networks, prices, start.prices.run_ns, latencies) for place in range(len(took))]
@@ -152,7 +155,9 @@ def _adapted(took: Sequence[Took], start: KernelPredictor, machine: Machine, ver
     # What the start errs by on families that it has not seen comes on top of what adapting misses.
     missed = conformal_quantile(errors, card.coverage)
     widths = tuple(float(np.hypot(missed, width)) for width in card.quantiles)
-    size = np.abs(np.expm1(-errors))
+    truth = np.array(latencies)
+    predicted, factor = truth / np.exp(errors), np.exp(widths[0])
+    scored = score(truth, predicted, predicted / factor, predicted * factor)
     adapted = msgspec.structs.replace(
         card,
         dataset="adapted",
@@ -166,20 +171,10 @@ def _adapted(took: Sequence[Took], start: KernelPredictor, machine: Machine, ver
         adapted_from=card.machine,
         factors=own,
         quantiles=widths,
-        scores={
-            "mape": float(size.mean()),
-            "median_error": float(np.median(size)),
-            "within_5": float((size <= 0.05).mean()),
-            "within_10": float((size <= 0.1).mean()),
-        },
+        scores={name: getattr(scored, name) for name in ("mape", "median_error", "within_5", "within_10")},
         load_prices=_load_prices(networks, took, card.load_prices),
     )
-    return Adaptation(
-        card=adapted,
-        factor=own[OTHER],
-        error=float(size.mean()),
-        artifact=Artifact(card=adapted, content=repack(start.content, adapted)),
-    )
+    return Adaptation(card=adapted, content=repack(start.content, adapted))
 
 
 def _error_without(
@@ -195,9 +190,7 @@ def _error_without(
         return [value for other, value in enumerate(values) if other != place]
 
     factors = fit_factors(others(networks), others(prices), run_ns, others(latencies))
-    predicted = run_ns * factors[OTHER] + sum(
-        ns * factor_of(kernel.kind, factors) for kernel, ns in zip(networks[place], prices[place], strict=True)
-    )
+    predicted = run_ns * factors[OTHER] + float(prices[place] @ factors_of(networks[place], factors))
     return float(np.log(latencies[place] / predicted))
 
 

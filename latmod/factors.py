@@ -19,7 +19,10 @@ Floats = NDArray[np.float64]
 _NOISE = 0.1
 """How far a latency lies from what factors make of it, in logs: what the pulls are measured against."""
 _CLASS_PULL, _KIND_PULL = 10.0, 100.0
-"""How strongly classes and kinds are drawn to what stands above them: one over the square of how far they differ."""
+"""How strongly classes and kinds are drawn to what stands above them: one over the square of how far they differ.
+
+Compared with 10 to 100 and 40 to 300 on five machines, each from the other four: errors move by 0.2 and 0.7 points.
+"""
 _FAR = 0.3
 """Errors beyond count as if they were so large (Huber)."""
 _TURNS = 10
@@ -38,14 +41,18 @@ class Adapted(msgspec.Struct, frozen=True, kw_only=True):
 
     def kernel_ns(self, kernels: Sequence[Kernel], columns: Columns | None = None) -> Floats:
         """Return what each kernel takes, in ns; `columns` are theirs, made where not given."""
-        kinds = [kernel.kind for kernel in kernels]
-        known = {kind: factor_of(kind, self.factors) for kind in set(kinds)}
-        return np.asarray(self.prices.kernel_ns(kernels, columns) * np.array([known[kind] for kind in kinds]))
+        return np.asarray(self.prices.kernel_ns(kernels, columns) * factors_of(kernels, self.factors))
 
 
 def factor_of(kind: str, factors: dict[str, float]) -> float:
     """Return the factor of a kind, that of its class where it was not seen, the common one where that was not."""
     return factors.get(kind, factors.get(others_of(kind), factors[OTHER]))
+
+
+def factors_of(kernels: Sequence[Kernel], factors: dict[str, float]) -> Floats:
+    """Return the factor of each kernel, [kernels]."""
+    known = {kind: factor_of(kind, factors) for kind in {kernel.kind for kernel in kernels}}
+    return np.array([known[kernel.kind] for kernel in kernels])
 
 
 def fit_factors(

@@ -229,7 +229,7 @@ def adapt(
     )
     rows: list[Row] = []
     for one in found:
-        path = write_artifact(one.artifact, out)
+        path = write_artifact(one, out)
         rows.append(
             {
                 "runtime": one.card.runtime,
