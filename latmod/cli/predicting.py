@@ -76,7 +76,9 @@ def predict(
     if by_kernel:
         _predict_kernels(models, known, parse_shapes(shapes), style, output)
         return
-    state = _state_now(known) if here else None
+    if here:
+        known = _of_this_machine(known)
+    state = _state_now() if here else None
     found: list[Prediction] = []
     problems = []
     for path in models:
@@ -206,23 +208,31 @@ def _predict_kernels(
     write_rows(rows, style, output)
 
 
-def _state_now(known: Sequence["Predictor"]) -> "Reference":
-    """Return the state of this machine; raise MachineError where predictors are for another.
+def _of_this_machine(known: Sequence["Predictor"]) -> tuple["Predictor", ...]:
+    """Keep predictors whose machine has a state that can be told here, say which are left out.
 
     How a network's latency follows the reference load is known within a machine alone: from one machine to another this
-    load changed 3.6 times where networks changed 2.4 times.
+    load changed 3.6 times where networks changed 2.4 times. Raises MachineError where none is left.
     """
     from latmod.machine import read_machine
+
+    here = read_machine()
+    kept = tuple(one for one in known if here.id == one.card.machine_id or here.label == one.card.machine)
+    others = sorted({one.card.runtime for one in known} - {one.card.runtime for one in kept})
+    if not kept:
+        raise MachineError(
+            f"--here: {', '.join(others)} known on {known[0].card.machine}, and this machine is {here.label}; "
+            "make predictors for it with `latmod adapt`"
+        )
+    if others:
+        click.echo(f"note: --here leaves out {', '.join(others)}, known on other machines alone", err=True)
+    return kept
+
+
+def _state_now() -> "Reference":
     from latmod.timing import median_reference
     from latmod.worker import reference_passes
 
-    here = read_machine()
-    for one in known:
-        if here.id != one.card.machine_id and here.label != one.card.machine:
-            raise MachineError(
-                f"--here: {one.card.runtime} is known on {one.card.machine}, and this machine is {here.label}; "
-                "make predictors for it with `latmod adapt`"
-            )
     return median_reference(reference_passes(seconds=2.0).passes)
 
 

@@ -7,8 +7,10 @@ import pytest
 from command import latmod
 
 from latmod.machine import read_machine
+from latmod.predictor import load_predictor
 
 ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "latmod" / "predictors"
 
 
 COMMANDS = (
@@ -215,3 +217,18 @@ def test_the_state_of_this_machine_says_nothing_of_another(graph: Path) -> None:
     refused = latmod("predict", graph, "--machine", other, "--here")
     assert refused.returncode == 1
     assert "make predictors for it with `latmod adapt`" in refused.stderr
+
+
+def test_here_leaves_out_what_is_known_on_other_machines_alone(predictors: Path, graph: Path) -> None:
+    other = next(
+        one for one in ("zen3-tract", "engines-xeon-tract") if _is_elsewhere(SHIPPED / f"kernels-{one}-1t.onnx")
+    )
+    shipped = SHIPPED / f"kernels-{other}-1t.onnx"
+    found = latmod("predict", graph, "--predictor", predictors, "--predictor", shipped, "--here", "--format", "json")
+    assert found.returncode == 0, found.stderr
+    assert {row["runtime"] for row in json.loads(found.stdout)} == {"fake"}
+    assert "--here leaves out tract" in found.stderr
+
+
+def _is_elsewhere(predictor: Path) -> bool:
+    return load_predictor(predictor).card.machine != read_machine().label
