@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from latmod.families.blocks import ConvUnit, Head
+from latmod.families.blocks import ConvUnit, Head, activation
 from latmod.families.choices import Choices
 from latmod.families.generated import GeneratedSpec
 
@@ -14,9 +14,9 @@ class DenseLayer(nn.Module):
     def __init__(self, channels: int, growth: int, *, inner: int) -> None:
         """Add `growth` channels to `channels`."""
         super().__init__()
-        parts: list[nn.Module] = [nn.BatchNorm2d(channels), nn.ReLU()]
+        parts: list[nn.Module] = [nn.BatchNorm2d(channels), activation("relu")]
         if inner:
-            parts += [nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU()]
+            parts += [nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner), activation("relu")]
         parts.append(nn.Conv2d(inner or channels, growth, 3, padding=1, bias=False))
         self.body = nn.Sequential(*parts)
 
@@ -39,8 +39,8 @@ def network(spec: GeneratedSpec) -> nn.Module:
             channels += growth
         if stage < stages - 1:
             squeezed = draw.channels(channels * draw.pick((0.5, 0.5, 0.75)))
-            parts += [nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, squeezed, 1, bias=False)]
+            parts += [nn.BatchNorm2d(channels), activation("relu"), nn.Conv2d(channels, squeezed, 1, bias=False)]
             parts.append(nn.AvgPool2d(2, 2))
             channels = squeezed
-    parts += [nn.BatchNorm2d(channels), nn.ReLU(), Head(channels, spec.classes)]
+    parts += [nn.BatchNorm2d(channels), activation("relu"), Head(channels, spec.classes)]
     return nn.Sequential(*parts)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from latmod.families.blocks import ConvUnit, Head
+from latmod.families.blocks import ConvUnit, Head, activation
 from latmod.families.choices import Choices
 from latmod.families.generated import GeneratedSpec
 from latmod.families.inception import Branches
@@ -64,7 +64,7 @@ def _unit(channels: int, filters: int, kernel: int, *, norm: str, stride: int = 
     if norm != "scaled":
         return ConvUnit(channels, filters, kernel, stride=stride, groups=groups, norm=False)
     unit = ConvUnit(channels, filters, kernel, stride=stride, groups=groups, act="none")
-    return nn.Sequential(unit, Scale(filters), nn.ReLU())
+    return nn.Sequential(unit, Scale(filters), activation("relu"))
 
 
 def _branches(draw: Choices, channels: int, filters: int, norm: str) -> tuple[nn.Module, int]:

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from latmod.families.blocks import ConvUnit, Head, SqueezeExcite
+from latmod.families.blocks import ConvUnit, Head, SqueezeExcite, activation
 from latmod.families.choices import Choices
 from latmod.families.generated import GeneratedSpec
 
@@ -25,7 +25,7 @@ class GroupedBottleneck(nn.Module):
         self.body = nn.Sequential(*parts)
         keeps = stride == 1 and channels == filters
         self.shortcut = nn.Identity() if keeps else ConvUnit(channels, filters, 1, stride=stride, act="none")
-        self.act = nn.SiLU() if act == "silu" else nn.ReLU()
+        self.act = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the block."""

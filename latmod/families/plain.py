@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from latmod.families.blocks import ConvUnit, Head
+from latmod.families.blocks import ConvUnit, Head, activation
 from latmod.families.choices import Choices
 from latmod.families.generated import GeneratedSpec
 
@@ -36,7 +36,7 @@ class Connected(nn.Module):
         sizes = (channels * side * side, *hidden)
         parts: list[nn.Module] = []
         for size, following in pairwise(sizes):
-            parts += [nn.Linear(size, following), nn.ReLU(), nn.Dropout()]
+            parts += [nn.Linear(size, following), activation("relu"), nn.Dropout()]
         self.layers = nn.Sequential(*parts, nn.Linear(sizes[-1], classes))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from latmod.families.blocks import ConvUnit, Head
+from latmod.families.blocks import ConvUnit, Head, activation
 from latmod.families.choices import Choices
 from latmod.families.generated import GeneratedSpec
 
@@ -56,7 +56,7 @@ class GroupedShuffleUnit(nn.Module):
         self.reduce = ConvUnit(channels, inner, 1, groups=groups, act=act)
         self.depthwise = ConvUnit(inner, inner, kernel, groups=inner, act="none")
         self.expand = ConvUnit(inner, channels, 1, groups=groups, act="none")
-        self.act = nn.ReLU()
+        self.act = activation("relu")
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the unit."""
