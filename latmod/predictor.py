@@ -19,7 +19,7 @@ from latmod.factors import Adapted
 from latmod.features import graph_features
 from latmod.graph import Graph
 from latmod.inspection import unknown_share
-from latmod.kernels import Kernel, kernels
+from latmod.kernels import Kernel, adjusted, channel_block, kernels, nearest_rules
 from latmod.kernels.columns import PHYSICAL, Columns, column_matrix
 from latmod.load_time import load_ns
 from latmod.timing import Reference
@@ -76,7 +76,7 @@ class Query:
         self.reasons = reasons
         self._features = features
         self._unknown_share = unknown_share
-        self._kernels: dict[tuple[str, tuple[str, ...], int], tuple[tuple[Kernel, ...], Columns]] = {}
+        self._kernels: dict[tuple[str, int, int], tuple[tuple[Kernel, ...], Columns]] = {}
 
     @cached_property
     def features(self) -> Mapping[str, float]:
@@ -99,11 +99,21 @@ class Query:
         """
         if self.graph is None:
             raise PredictorError("a sum over kernels predicts graphs, and was given features alone")
-        key = (rules, isa, threads)
+        key = (rules, channel_block(isa), threads)
         if key not in self._kernels:
-            found = kernels(self.graph, rules, isa=isa, threads=threads)
-            self._kernels[key] = found, column_matrix(found)
+            self._kernels[key] = self._near(rules, isa, threads)
         return self._kernels[key]
+
+    def _near(self, rules: str, isa: tuple[str, ...], threads: int) -> tuple[tuple[Kernel, ...], Columns]:
+        """Return what is asked for, made of what rules nearly alike give: a graph is rewritten once for these."""
+        assert self.graph is not None
+        nearest = nearest_rules(rules)
+        if nearest == rules:
+            found = kernels(self.graph, rules, isa=isa, threads=threads)
+            return found, column_matrix(found)
+        near, columns = self.kernels(nearest, isa, threads)
+        found = adjusted(self.graph, rules, near)
+        return (near, columns) if found is near else (found, column_matrix(found))
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True, order=True):

@@ -76,6 +76,34 @@ def test_graphs_of_old_exporters_convert(network: str, tmp_path: Path) -> None:
     assert len(found) == len(kernels(read_graph(path), "torch"))
 
 
+class Shared(nn.Module):
+    """Activate what is read again, a view, and what nothing else reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = self.conv(x)
+        twice = torch.relu(kept) + kept
+        left, right = kept.split([2, 2], dim=1)
+        return torch.cat([twice, torch.relu(left), right, torch.relu(self.conv(kept)), torch.relu(x)], dim=1)
+
+
+def test_activations_overwrite_only_what_nothing_else_reads(tmp_path: Path) -> None:
+    path = tmp_path / "shared.onnx"
+    export_model(Shared(), (1, 4, 4, 4), path)
+    module = convert_graph(path, weight_seed=0)
+    acts = [part for part in module.modules() if isinstance(part, nn.ReLU)]
+    assert [act.inplace for act in acts].count(True) == 1
+    assert len(acts) == 4
+    x = torch.rand(1, 4, 4, 4) - 0.5
+    found = module(x.clone())
+    for act in acts:
+        act.inplace = False
+    torch.testing.assert_close(module(x), found, rtol=0, atol=0)
+
+
 class Shapely(nn.Module):
     """Reshape, cut, widen, split, pad and pick: what exporters write with shapes and positions as tensors."""
 

@@ -28,6 +28,33 @@ def test_every_variant_classifies_images(name: str, variant: int) -> None:
 
 
 @pytest.mark.parametrize("name", GENERATED)
+@pytest.mark.parametrize("variant", range(3))
+def test_activating_in_place_changes_no_result(name: str, variant: int) -> None:
+    module = FAMILIES[name].build(GeneratedSpec(variant=variant, width=16, depth=4, side=64, classes=7)).eval()
+    image = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        for value in module.parameters():
+            value.normal_(0.0, 0.1)
+        found = module(image.clone())
+        for part in module.modules():
+            if getattr(part, "inplace", False):
+                part.inplace = False
+        torch.testing.assert_close(module(image), found, rtol=0.0, atol=0.0)
+
+
+def test_convolutions_are_followed_by_activations_in_place_as_published_ones_are() -> None:
+    published = FAMILIES["torchvision"].build(PublishedSpec(network="mobilenet_v3_small"))
+    generated = FAMILIES["mobile"].build(GeneratedSpec(variant=0, width=16, depth=8, side=64))
+    for module in (published, generated):
+        units = [part for part in module.modules() if isinstance(part, torch.nn.Sequential)]
+        acts = [
+            part for unit in units for part in unit if type(part).__name__ in ("ReLU", "ReLU6", "Hardswish", "SiLU")
+        ]
+        assert acts
+        assert all(act.inplace for act in acts)
+
+
+@pytest.mark.parametrize("name", GENERATED)
 def test_the_estimate_is_what_the_exported_graph_costs(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
     spec = GeneratedSpec(variant=3, width=32, depth=4, side=64, classes=10)

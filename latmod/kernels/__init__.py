@@ -17,10 +17,12 @@ def kernels(graph: Graph, rules: str, *, isa: Iterable[str] = (), threads: int =
     """
     if nearest_rules(rules) != "onnxruntime":
         return describe(run_eagerly(graph, threads=threads))
-    work = optimise(graph, block=channel_block(isa))
-    if rules == "ncnn":
-        copy_reshapes(work)
-    return describe(work)
+    return adjusted(graph, rules, describe(optimise(graph, block=channel_block(isa))))
+
+
+def adjusted(graph: Graph, rules: str, found: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
+    """Return kernels by some rules, made of those by the nearest; the very same where nothing differs."""
+    return copy_reshapes(graph, found) if rules == "ncnn" else found
 
 
 def nearest_rules(rules: str) -> str:
@@ -36,4 +38,4 @@ def channel_block(isa: Iterable[str]) -> int:
     return 8 if "avx" in found or "avx2" in found else 1
 
 
-__all__ = ["FIELDS", "Kernel", "channel_block", "kernels", "nearest_rules"]
+__all__ = ["FIELDS", "Kernel", "adjusted", "channel_block", "kernels", "nearest_rules"]

@@ -38,6 +38,7 @@ def convert_graph(path: Path, weight_seed: int) -> "nn.Module":
             _mend_norms(module)
             _fold(module)
             _restore_activations(module)
+            _activate_in_place(module)
         except MemoryError:
             raise
         except Exception as error:  # onnx2torch raises whatever it trips over: KeyError, NotImplementedError, ...
@@ -108,6 +109,28 @@ def _restore_activations(module: "fx.GraphModule") -> None:
             made = module.graph.call_module(name, (source,))
         last.replace_all_uses_with(made)
     _tidy(module)
+
+
+def _activate_in_place(module: "fx.GraphModule") -> None:
+    """Let activations write over what they read, as published networks have them, where nothing else reads that.
+
+    Only what a layer with parameters or a sum has just written: a view would share its memory with others.
+    """
+    from torch import nn
+
+    activations = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.LeakyReLU)
+    for node in module.graph.nodes:
+        part = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(part, activations) and _writes_anew(module, node.all_input_nodes[0]):
+            part.inplace = True
+
+
+def _writes_anew(module: "fx.GraphModule", node: "fx.Node") -> bool:
+    from torch import nn
+
+    part = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    made = isinstance(part, nn.Conv2d | nn.BatchNorm2d | nn.Linear) or type(part).__name__ == "OnnxBinaryMathOperation"
+    return made and len(node.users) == 1
 
 
 def _gelu(module: "fx.GraphModule", erf: "fx.Node") -> "fx.Node | None":
