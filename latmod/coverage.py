@@ -52,12 +52,28 @@ def unseen(kernels: Sequence[Kernel], kernel_ns: NDArray[np.float64], ranges: Ra
     """
     may_take = kernel_ns * np.array([1.0 if kernel.kind in ranges else NEVER_FACTOR for kernel in kernels])
     total = float(may_take.sum()) or 1.0
-    found = []
-    for kernel, ns in zip(kernels, may_take, strict=True):
-        reason = _reason(kernel, ranges)
-        if reason:
-            found.append(Unseen(label=kernel.label, kind=kernel.kind, share=float(ns) / total, reason=reason))
+    found = [
+        Unseen(
+            label=kernels[place].label,
+            kind=kernels[place].kind,
+            share=float(may_take[place]) / total,
+            reason=_reason(kernels[place], ranges),
+        )
+        for place in np.flatnonzero(_outside(kernels, ranges)).tolist()
+    ]
     return sorted(found, key=lambda one: -one.share)
+
+
+def _outside(kernels: Sequence[Kernel], ranges: Ranges) -> NDArray[np.bool_]:
+    """Tell which kernels are of kinds never measured, or beyond their kind's range in some respect."""
+    nowhere = ((np.inf, -np.inf),) * len(_CHECKED)
+    kinds = list(dict.fromkeys(kernel.kind for kernel in kernels))
+    bounds = np.array([ranges.get(kind, nowhere) for kind in kinds], dtype=np.float64).reshape(-1, len(_CHECKED), 2)
+    rows = {kind: row for row, kind in enumerate(kinds)}
+    own = bounds[np.array([rows[kernel.kind] for kernel in kernels], dtype=np.int64)]
+    values = np.array([kernel.numbers for kernel in kernels], dtype=np.float64).reshape(-1, len(FIELDS))[:, _POSITIONS]
+    beyond = (values > own[:, :, 1] * TOLERANCE) | (values < own[:, :, 0] / TOLERANCE)
+    return np.asarray(beyond.any(axis=1))
 
 
 def _reason(kernel: Kernel, ranges: Ranges) -> str:

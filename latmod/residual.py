@@ -45,10 +45,20 @@ class _Block(msgspec.Struct, frozen=True, kw_only=True):
 
 def residual_shape(graph: Graph) -> ResidualShape | NotResidual:
     """Recognize a residual network of either exporter, batch norm folded or not, with or without weights."""
+    if not any(_may_be_stem(node, graph) for node in graph.nodes):
+        # Told at once of most other networks: bringing a large graph into canonical form takes longer than the rest.
+        return NotResidual(reason="its first convolution is not 7x7 with stride 2")
     try:
         return _Walk(canonical(graph)).shape()
     except _OtherNetwork as reason:
         return NotResidual(reason=str(reason))
+
+
+def _may_be_stem(node: Node, graph: Graph) -> bool:
+    if node.op != "Conv" or len(node.inputs) < 2 or node.integer("group", 1) != 1:
+        return False
+    weight = graph.tensors.get(node.inputs[1])
+    return weight is None or weight.shape[2:] == (7, 7)
 
 
 class _Walk:

@@ -1,7 +1,7 @@
 """Open an `.onnx` file as a protobuf model without its weights, or refuse it in one line."""
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,12 @@ def load(path: Path) -> ModelProto:
     model = _parse(path)
     if not model.HasField("graph") or not (model.graph.node or model.graph.input or model.graph.output):
         raise GraphError(f"{path}: not an ONNX model, or one without a graph")
-    _check_text(model, path)
+    tensors = tuple(_tensors(model.graph))
+    _check_text(model, tensors, path)
     places: dict[str, Path] = {}
-    for tensor in _tensors(model.graph):
-        _check_external(tensor, path, places)
+    for tensor in tensors:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            _check_external(tensor, path, places)
     if model.functions:
         model = _inline(model, path)
     for node in model.graph.node:
@@ -75,16 +77,16 @@ def _inline(model: ModelProto, path: Path) -> ModelProto:
         raise GraphError(f"{path}: its local functions cannot be inlined: {one_line(error)}") from None
 
 
-def _check_text(model: ModelProto, path: Path) -> None:
+def _check_text(model: ModelProto, tensors: Sequence[TensorProto], path: Path) -> None:
     """Refuse names that are not UTF-8: protobuf hands those out as bytes."""
     graph = model.graph
     names = [text for node in graph.node for text in (node.name, node.op_type, node.domain, *node.input, *node.output)]
     names += [attribute.name for node in graph.node for attribute in node.attribute]
-    names += [tensor.name for tensor in _tensors(graph)]
-    names += [text for t in _tensors(graph) for entry in t.external_data for text in (entry.key, entry.value)]
+    names += [tensor.name for tensor in tensors]
+    names += [text for t in tensors for entry in t.external_data for text in (entry.key, entry.value)]
     names += [value.name for value in (*graph.input, *graph.output, *graph.value_info)]
     names += [opset.domain for opset in model.opset_import]
-    if not all(isinstance(name, str) for name in names):
+    if set(map(type, names)) - {str}:
         raise GraphError(f"{path}: damaged: a name in it is not UTF-8 text")
 
 
@@ -105,8 +107,6 @@ def _check_external(tensor: TensorProto, path: Path, places: dict[str, Path]) ->
 
     `places` remembers the files that were checked: a model has thousands of tensors in one file.
     """
-    if tensor.data_location != TensorProto.EXTERNAL:
-        return
     fields = {entry.key: entry.value for entry in tensor.external_data}
     location = fields.get("location", "")
     try:

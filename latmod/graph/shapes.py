@@ -156,6 +156,10 @@ def _forget_shapes(model: ModelProto) -> None:
 def static_shape(kind: TypeProto) -> tuple[int, ...] | None:
     """Give the dims of a tensor type, or None where one is not a number."""
     tensor = kind.tensor_type
+    shape = tuple([dim.dim_value for dim in tensor.shape.dim])
+    if shape and all(shape):
+        return shape
+    # A dim of nought and one that is no number read alike.
     if not tensor.HasField("shape") or any(not dim.HasField("dim_value") for dim in tensor.shape.dim):
         return None
-    return tuple(dim.dim_value for dim in tensor.shape.dim)
+    return shape

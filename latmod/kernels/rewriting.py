@@ -45,7 +45,7 @@ class Rewriter:
         alias: dict[str, str] = {}
         for node in graph.nodes:
             outputs = [name for name in node.outputs if name]
-            if outputs and all(name in graph.static for name in outputs):
+            if outputs and graph.static.issuperset(outputs):
                 continue
             inputs = [alias.get(name, name) for name in node.inputs]
             if is_copy(node, graph):
