@@ -1,4 +1,7 @@
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -63,3 +66,24 @@ def test_an_unknown_runtime_ends_the_worker_with_an_error() -> None:
 
 def test_cores_are_the_last_ones() -> None:
     assert cores_for(1) == (max(os.sched_getaffinity(0)),)
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"), [("pass", 7), ("os.kill(os.getpid(), signal.SIGSEGV)", -signal.SIGSEGV), ("os._exit(3)", 3)]
+)
+def test_a_process_ends_as_its_child_does_or_goes_on(ending: str, code: int) -> None:
+    program = (
+        "import os, signal\nfrom latmod.worker.__main__ import _in_child\n"
+        f"def work():\n    {ending}\n_in_child(work)\nos._exit(7)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == code
+
+
+def test_models_in_torch_have_a_process_each_and_in_others_share_one(graph: Path) -> None:
+    pytest.importorskip("torch")
+    for runtime, told in (("torch", "one for each model"), ("onnxruntime", "one for all models")):
+        with Worker(runtime, threads=1) as worker:
+            replies = [worker.ask(request_for(graph)) for _ in range(2)]
+        for reply in replies:
+            assert isinstance(reply, BurstReply)
+            assert reply.settings["process"] == told

@@ -1,5 +1,6 @@
 """PyTorch eager on the CPU: a spec's own module where there is one, else the graph converted by onnx2torch."""
 
+import importlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -10,7 +11,7 @@ import msgspec
 import numpy as np
 
 from latmod.dataset import KernelTime
-from latmod.families import FAMILIES
+from latmod.families import FAMILIES, GENERATED
 from latmod.graph import weight_slots
 from latmod.runtimes import Inputs, Model, Settings, fastest_third, installed_version, profiled_runs
 from latmod.runtimes.conversion import convert_graph
@@ -34,6 +35,12 @@ class Torch:
     def version(self) -> str:
         """Return the installed version."""
         return installed_version("torch", self.extra)
+
+    def preload(self) -> None:
+        """Import torch, its profiler, what converts graphs to it, and what builds families' modules."""
+        families = (f"latmod.families.{name}" for name in GENERATED)
+        for name in ("torch", "torch.profiler", "torchvision.models", "onnx2torch", *families):
+            importlib.import_module(name)
 
     def open(self, model: Model, inputs: Sequence[Inputs], settings: Settings) -> "TorchSession":
         """Build or convert the module; raise UnsupportedModelError naming the operator that has no conversion."""

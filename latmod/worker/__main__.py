@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,7 +19,7 @@ from latmod.graph import read_inputs
 from latmod.inputs import image_inputs, is_image, random_inputs
 from latmod.machine import disturbance, read_counters, usable_cores
 from latmod.quiet import Probe, wait_for_quiet
-from latmod.runtimes import Inputs, ProfilingSession, Runtime, find_runtime
+from latmod.runtimes import Inputs, PreloadingRuntime, ProfilingSession, Runtime, find_runtime
 from latmod.timing import Reference, ReferenceLoad, run_burst
 from latmod.worker import THREAD_VARIABLES, cores_for
 from latmod.worker.messages import (
@@ -52,17 +53,47 @@ def main(runtime_name: str, threads: int, memory_bytes: int, bound: bool) -> Non
     cores = cores_for(threads)
     if bound and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
+    server.preload()
     _send(replies, Ready(cores=cores))
     for line in sys.stdin.buffer:
-        _send(replies, server.answer(msgspec.json.decode(line, type=Request)))
+        request = msgspec.json.decode(line, type=Request)
+        if server.forks and isinstance(request, ModelRequest):
+            _in_child(partial(_answer, replies, server, request))
+        else:
+            _answer(replies, server, request)
+
+
+def _answer(replies: BinaryIO, server: "_Server", request: Request) -> None:
+    _send(replies, server.answer(request))
+
+
+def _in_child(work: Callable[[], None]) -> None:
+    """Do some work in a forked process and wait for it; die as it dies."""
+    child = os.fork()
+    if not child:
+        _die_with_parent()
+        work()
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code < 0:
+        os.kill(os.getpid(), -code)
+    elif code:
+        os._exit(code)
 
 
 class _Server:
     def __init__(self, runtime: Runtime | None) -> None:
         self.runtime = runtime
+        self.forks = isinstance(runtime, PreloadingRuntime) and hasattr(os, "fork")
         self._inputs: dict[tuple[object, ...], tuple[list[Inputs], str]] = {}
         self._reference: Callable[[], Reference] | None = None
         self._probe = Probe().measure
+
+    def preload(self) -> None:
+        """Do once what every forked process would do for itself."""
+        if isinstance(self.runtime, PreloadingRuntime) and self.forks:
+            self.runtime.preload()
+            self._reference_load()
 
     def answer(self, request: Request) -> Reply:
         try:
@@ -165,9 +196,10 @@ class _Server:
         return self._inputs[key]
 
     def _conditions(self) -> dict[str, str | int | bool]:
-        """Return what was set before the engine was imported: the cores of this process and the thread variables."""
+        """Return the cores of this process, the thread variables set before the engine was imported, whose process."""
         return {
             "cores": ",".join(map(str, usable_cores())),
+            "process": "one for each model" if self.forks else "one for all models",
             "thread_variables": ",".join(f"{name}={os.environ.get(name, '')}" for name in THREAD_VARIABLES),
         }
 
