@@ -57,7 +57,7 @@ def main(runtime_name: str, threads: int, memory_bytes: int, bound: bool) -> Non
     _send(replies, Ready(cores=cores))
     for line in sys.stdin.buffer:
         request = msgspec.json.decode(line, type=Request)
-        if server.forks and isinstance(request, ModelRequest):
+        if server.forks and isinstance(request, BurstRequest | KernelRequest):
             _in_child(partial(_answer, replies, server, request))
         else:
             _answer(replies, server, request)
