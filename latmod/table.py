@@ -164,7 +164,12 @@ def table_row(one: Observation) -> dict[str, str | int | float]:
         "parity": one.parity,
         **{f"spec_{name}": value for name, value in flat_fields(one.spec).items()},
     }
-    return row | {name: value for name, value in one.features.items() if name not in row}
+    return row | {name: _short(value) for name, value in one.features.items() if name not in row}
+
+
+def _short(value: float) -> int | float:
+    """Return a whole number as one: most features are counts, and there are a hundred thousand of them."""
+    return int(value) if float(value).is_integer() else value
 
 
 def _align_sessions(
