@@ -52,40 +52,38 @@ def unseen(kernels: Sequence[Kernel], kernel_ns: NDArray[np.float64], ranges: Ra
     """
     may_take = kernel_ns * np.array([1.0 if kernel.kind in ranges else NEVER_FACTOR for kernel in kernels])
     total = float(may_take.sum()) or 1.0
+    beyond = _beyond(kernels, ranges)
     found = [
         Unseen(
             label=kernels[place].label,
             kind=kernels[place].kind,
             share=float(may_take[place]) / total,
-            reason=_reason(kernels[place], ranges),
+            reason=_reason(kernels[place], int(beyond[place].argmax()), ranges),
         )
-        for place in np.flatnonzero(_outside(kernels, ranges)).tolist()
+        for place in np.flatnonzero(beyond.any(axis=1)).tolist()
     ]
     return sorted(found, key=lambda one: -one.share)
 
 
-def _outside(kernels: Sequence[Kernel], ranges: Ranges) -> NDArray[np.bool_]:
-    """Tell which kernels are of kinds never measured, or beyond their kind's range in some respect."""
+def _beyond(kernels: Sequence[Kernel], ranges: Ranges) -> NDArray[np.bool_]:
+    """Tell in which respects kernels lie beyond their kind's range, [kernels, respects]: all, if never measured."""
     nowhere = ((np.inf, -np.inf),) * len(_CHECKED)
     kinds = list(dict.fromkeys(kernel.kind for kernel in kernels))
     bounds = np.array([ranges.get(kind, nowhere) for kind in kinds], dtype=np.float64).reshape(-1, len(_CHECKED), 2)
     rows = {kind: row for row, kind in enumerate(kinds)}
     own = bounds[np.array([rows[kernel.kind] for kernel in kernels], dtype=np.int64)]
     values = np.array([kernel.numbers for kernel in kernels], dtype=np.float64).reshape(-1, len(FIELDS))[:, _POSITIONS]
-    beyond = (values > own[:, :, 1] * TOLERANCE) | (values < own[:, :, 0] / TOLERANCE)
-    return np.asarray(beyond.any(axis=1))
+    return np.asarray((values > own[:, :, 1] * TOLERANCE) | (values < own[:, :, 0] / TOLERANCE))
 
 
-def _reason(kernel: Kernel, ranges: Ranges) -> str:
-    """Say in what respect a kernel lies outside, '' where it does not."""
+def _reason(kernel: Kernel, respect: int, ranges: Ranges) -> str:
+    """Say how a kernel lies outside, in the first respect in which it does."""
     own = ranges.get(kernel.kind)
     if own is None:
         return f"{kernel.kind} was never measured"
-    for name, position, (low, high) in zip(_CHECKED, _POSITIONS, own, strict=True):
-        value = kernel.numbers[position]
-        if value > high * TOLERANCE or value < low / TOLERANCE:
-            return f"{name} {value:.4g} of a {kernel.kind} is beyond what was measured ({low:.4g} to {high:.4g})"
-    return ""
+    low, high = own[respect]
+    value = kernel.numbers[_POSITIONS[respect]]
+    return f"{_CHECKED[respect]} {value:.4g} of a {kernel.kind} is beyond what was measured ({low:.4g} to {high:.4g})"
 
 
 def share_group(unseen_share: float) -> int:

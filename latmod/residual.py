@@ -8,6 +8,7 @@ from latmod.graph import Graph, Node, Tensor, canonical
 _KERNELS = {"basic": ((3, 3), (3, 3)), "bottleneck": ((1, 1), (3, 3), (1, 1))}
 # The convolution of a block that carries its stride, as in torchvision ("v1.5").
 _STRIDED = {"basic": 0, "bottleneck": 1}
+_NO_STEM = "its first convolution is not 7x7 with stride 2"
 _EXPANSION = {"basic": 1, "bottleneck": 4}
 
 
@@ -47,7 +48,7 @@ def residual_shape(graph: Graph) -> ResidualShape | NotResidual:
     """Recognize a residual network of either exporter, batch norm folded or not, with or without weights."""
     if not any(_may_be_stem(node, graph) for node in graph.nodes):
         # Told at once of most other networks: bringing a large graph into canonical form takes longer than the rest.
-        return NotResidual(reason="its first convolution is not 7x7 with stride 2")
+        return NotResidual(reason=_NO_STEM)
     try:
         return _Walk(canonical(graph)).shape()
     except _OtherNetwork as reason:
@@ -106,7 +107,7 @@ class _Walk:
         image, stem = starts[0]
         at = stem.outputs[0]
         if self._kernel(stem) != (7, 7) or self._stride(stem) != 2:
-            raise _OtherNetwork("its first convolution is not 7x7 with stride 2")
+            raise _OtherNetwork(_NO_STEM)
         at = self._only(at, "Relu").outputs[0]
         pool = self._only(at, "MaxPool")
         if pool.ints("kernel_shape", ()) != (3, 3) or pool.ints("strides", ()) != (2, 2):

@@ -109,8 +109,8 @@ class PreloadingRuntime(Protocol):
     """Be a runtime whose models are each opened in a process of their own, forked where its engine is imported already.
 
     For engines that ask for memory while they infer. What the models before left of the heap decides where in memory
-    values lie: torch, after some dozen models in one process, takes 4 % more than for the first (Zen 4), by luck more
-    or less. A network that is deployed has a process to itself.
+    values lie: torch, after some dozen models in one process, takes 3 % more (Zen 4), by luck more or less. A network
+    that is deployed has a process to itself.
     """
 
     def preload(self) -> None:

@@ -120,7 +120,7 @@ def _activate_in_place(module: "fx.GraphModule") -> None:
 
     activations = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.LeakyReLU)
     for node in module.graph.nodes:
-        part = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        part = _part(module, node)
         if isinstance(part, activations) and _writes_anew(module, node.all_input_nodes[0]):
             part.inplace = True
 
@@ -128,7 +128,7 @@ def _activate_in_place(module: "fx.GraphModule") -> None:
 def _writes_anew(module: "fx.GraphModule", node: "fx.Node") -> bool:
     from torch import nn
 
-    part = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    part = _part(module, node)
     made = isinstance(part, nn.Conv2d | nn.BatchNorm2d | nn.Linear) or type(part).__name__ == "OnnxBinaryMathOperation"
     return made and len(node.users) == 1
 
@@ -150,13 +150,18 @@ def _gelu(module: "fx.GraphModule", erf: "fx.Node") -> "fx.Node | None":
 
 
 def _part_name(module: "fx.GraphModule", node: "fx.Node") -> str:
-    return type(module.get_submodule(str(node.target))).__name__ if node.op == "call_module" else ""
+    part = _part(module, node)
+    return type(part).__name__ if part is not None else ""
+
+
+def _part(module: "fx.GraphModule", node: "fx.Node") -> "nn.Module | None":
+    return module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def _is_product(module: "fx.GraphModule", node: "fx.Node", left: "fx.Node", right: "fx.Node") -> bool:
     import torch
 
-    part = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    part = _part(module, node)
     return getattr(part, "math_op_function", None) is torch.mul and set(node.all_input_nodes) == {left, right}
 
 
@@ -204,7 +209,7 @@ def _literal_call(module: "fx.GraphModule", node: "fx.Node") -> "tuple[Callable[
     numbers = [_numbers(module, one) for one in node.args[1:]]
     if not numbers or numbers[0] is None:
         return None
-    part: Any = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    part: Any = _part(module, node)
     if kind == "OnnxSplit13":
         return torch.split, (numbers[0], part.axis)
     if kind == "OnnxGather" and _shape(node.args[1]) == ():

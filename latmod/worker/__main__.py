@@ -58,7 +58,7 @@ def main(runtime_name: str, threads: int, memory_bytes: int, bound: bool) -> Non
     _send(replies, Ready(cores=cores))
     for line in sys.stdin.buffer:
         request = msgspec.json.decode(line, type=Request)
-        if server.forks and isinstance(request, BurstRequest | KernelRequest):
+        if server.preloading and isinstance(request, BurstRequest | KernelRequest):
             _in_child(partial(_answer, replies, server, request))
         else:
             _answer(replies, server, request)
@@ -85,16 +85,16 @@ def _in_child(work: Callable[[], None]) -> None:
 class _Server:
     def __init__(self, runtime: Runtime | None) -> None:
         self.runtime = runtime
-        self.forks = isinstance(runtime, PreloadingRuntime) and hasattr(os, "fork")
+        self.preloading = runtime if isinstance(runtime, PreloadingRuntime) and hasattr(os, "fork") else None
         self._inputs: dict[tuple[object, ...], tuple[list[Inputs], str]] = {}
         self._reference: Callable[[], Reference] | None = None
         self._probe = Probe().measure
 
     def preload(self) -> None:
         """Do once what every forked process would do for itself."""
-        if isinstance(self.runtime, PreloadingRuntime) and self.forks:
+        if self.preloading:
             _keep_memory()
-            self.runtime.preload()
+            self.preloading.preload()
             self._reference_load()
 
     def answer(self, request: Request) -> Reply:
@@ -185,7 +185,7 @@ class _Server:
         return ReferenceReply(passes=tuple(passes), disturbance=disturbance(counters, read_counters()))
 
     def _inputs_for(self, request: ModelRequest) -> tuple[list[Inputs], str]:
-        """Return the inputs and what they are; made once for each shape."""
+        """Return the inputs and what they are; made once for each shape in a process."""
         tensors = read_inputs(Path(request.model.path))
         key = (*((t.name, t.dtype, t.shape) for t in tensors), request.images, request.input_count, request.input_seed)
         if key not in self._inputs:
@@ -201,7 +201,7 @@ class _Server:
         """Return the cores of this process, the thread variables set before the engine was imported, whose process."""
         return {
             "cores": ",".join(map(str, usable_cores())),
-            "process": "one for each model" if self.forks else "one for all models",
+            "process": "one for each model" if self.preloading else "one for all models",
             "thread_variables": ",".join(f"{name}={os.environ.get(name, '')}" for name in THREAD_VARIABLES),
         }
 
