@@ -63,7 +63,7 @@ def of_one_machine(predictors: Sequence[Predictor], here: Machine) -> tuple[Pred
     """
     known = len({one.card.runtime for one in predictors})
 
-    def rank(own: Sequence[Predictor]) -> tuple[bool, int, tuple[bool, bool, bool, str]]:
+    def rank(own: Sequence[Predictor]) -> tuple[bool, int, tuple[bool, bool, bool, bool, str]]:
         count = len({one.card.runtime for one in own})
         return own[0].card.machine_id != here.id or 2 * count <= known, -count, _likeness(own[0], here)
 
@@ -97,15 +97,22 @@ def on_machine(predictors: Sequence[Predictor], machine: str) -> tuple[Predictor
     return tuple(kept)
 
 
-def _likeness(predictor: Predictor, here: Machine) -> tuple[bool, bool, bool, str]:
+def _likeness(predictor: Predictor, here: Machine) -> tuple[bool, bool, bool, bool, str]:
     """Rank a predictor's machine by how much it is like another, the smaller the more alike."""
     card = predictor.card
     return (
         card.machine_id != here.id,
         card.machine != here.label,
         vector_unit(card.isa) != vector_unit(here.isa),
+        _generation(card.machine) != _generation(here.label),
         card.machine_id,
     )
+
+
+def _generation(label: str) -> str:
+    """Return a processor's name and family, without its model: family 25 of AMD EPYC is Zen 3 and Zen 4."""
+    name, _, numbers = label.partition("/model/stepping ")
+    return f"{name} {numbers.partition('/')[0]}"
 
 
 def _machine_id(predictor: Predictor) -> tuple[str]:

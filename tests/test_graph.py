@@ -11,6 +11,7 @@ from exports import export_ways
 from onnx import TensorProto, helper, numpy_helper
 
 from latmod.graph import WEIGHTS_FILE, canonical, read_graph, read_inputs, strip_weights
+from latmod.kernels import kernels
 
 ONNX_DATA = Path(onnx.__file__).parent / "backend" / "test" / "data"
 
@@ -157,6 +158,19 @@ def test_large_constants_become_initializers_and_indices_stay(tmp_path):
     places = {tensor.name: tensor.data_location for tensor in stripped.graph.initializer}
     assert places == {"i": TensorProto.DEFAULT, "t": TensorProto.EXTERNAL}
     assert read_graph(path).constants["s"] == (3.0,)
+
+
+@pytest.mark.parametrize("network", ["squeezenet", "shufflenet"])
+def test_parameters_that_a_constant_stands_in_for_become_weights(network, tmp_path):
+    path = ONNX_DATA / "light" / f"light_{network}.onnx"
+    copy = tmp_path / path.name
+    copy.write_bytes(strip_weights(path))
+    stripped = onnx.load(copy, load_external_data=False).graph
+    assert "ConstantOfShape" not in {node.op_type for node in stripped.node}
+    weights = {tensor.name for tensor in stripped.initializer if tensor.data_location == TensorProto.EXTERNAL}
+    parametric = [node for node in stripped.node if node.op_type in ("Conv", "Gemm", "BatchNormalization")]
+    assert weights == {name for node in parametric for name in node.input[1:]}
+    assert kernels(read_graph(copy), "torch") == kernels(read_graph(path), "torch")
 
 
 def test_local_functions_are_inlined(tmp_path):

@@ -21,7 +21,10 @@ from latmod.predicting import (
 from latmod.predictor import GraphPredictor, Query
 
 LIGHT = Path(onnx.__file__).parent / "backend/test/data/light/light_resnet50.onnx"
-HERE = msgspec.structs.replace(read_machine(), cpu="this", isa=("avx2", "fma"))
+HERE = msgspec.structs.replace(
+    read_machine(), cpu="this", cpu_family="family/model/stepping 25/17/1", isa=("avx2", "fma")
+)
+SIBLING = msgspec.structs.replace(HERE, cpu_family="family/model/stepping 25/1/1")
 TWIN = msgspec.structs.replace(HERE, memory_gib=HERE.memory_gib + 1)
 LIKE = msgspec.structs.replace(HERE, cpu="like")
 WIDE = msgspec.structs.replace(HERE, cpu="wide", isa=("avx2", "avx512f"))
@@ -36,7 +39,7 @@ def predictor(machine: Machine, runtime: str = "onnxruntime", threads: int = 1) 
 
 
 def test_the_machine_itself_comes_before_its_like_and_that_before_another() -> None:
-    known = [predictor(machine) for machine in (WIDE, LIKE, TWIN, HERE)]
+    known = [predictor(machine) for machine in (WIDE, LIKE, SIBLING, TWIN, HERE)]
     while known:
         (found,) = nearest(known, HERE)
         assert found is known.pop()

@@ -5,7 +5,7 @@ from pathlib import Path
 from onnx import ModelProto, NodeProto, StringStringEntryProto, TensorProto
 
 from latmod.errors import GraphError
-from latmod.graph.loading import dtype_name, has_data, load, one_line
+from latmod.graph.loading import array_of, dtype_name, has_data, load, one_line
 from latmod.graph.records import Tensor
 from latmod.graph.shapes import Shapes, set_shapes
 
@@ -29,7 +29,9 @@ def strip_weights(path: Path, shapes: Shapes | None = None) -> bytes:
     `shapes` sets the dims of inputs by name.
 
     Offsets are 64-byte aligned and do not overlap, because aliased weights stay in the cache and read too fast. Small
-    tensors, indices, shapes and masks keep their values. Large Constant nodes become initialisers. Raises GraphError.
+    tensors, indices, shapes and masks keep their values. Large Constant nodes become initialisers, and so do parameters
+    that ConstantOfShape stands in for, as in the onnx package's `backend/test/data/light`: one value everywhere makes
+    torch's max pooling, which branches on the data, faster than any real weights do. Raises GraphError.
     """
     model = load(Path(path))
     try:
@@ -46,6 +48,7 @@ def _strip(model: ModelProto, shapes: Shapes) -> bytes:
         node.ClearField("doc_string")
         node.ClearField("metadata_props")
     _constants_to_initializers(model)
+    _stand_ins_to_initializers(model)
     if model.ir_version < 4:
         # Before IR version 4 initialisers were also inputs, yet constant; since then that would make them overridable.
         initial = {tensor.name for tensor in graph.initializer}
@@ -89,6 +92,24 @@ def _constants_to_initializers(model: ModelProto) -> None:
         initializer = model.graph.initializer.add()
         initializer.CopyFrom(tensor)
         initializer.name = node.output[0]
+    _keep(model, kept)
+
+
+def _stand_ins_to_initializers(model: ModelProto) -> None:
+    shapes = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.INT64 and has_data(t)}
+    read = {name for node in model.graph.node if node.op_type in _PARAMETRIC for name in node.input}
+    kept: list[NodeProto] = []
+    for node in model.graph.node:
+        if node.op_type != "ConstantOfShape" or node.output[0] not in read or node.input[0] not in shapes:
+            kept.append(node)
+            continue
+        value = next((a.t.data_type for a in node.attribute if a.name == "value"), int(TensorProto.FLOAT))
+        dims = array_of(shapes[node.input[0]]).tolist()
+        model.graph.initializer.append(TensorProto(name=node.output[0], data_type=value, dims=dims))
+    _keep(model, kept)
+
+
+def _keep(model: ModelProto, kept: list[NodeProto]) -> None:
     if len(kept) < len(model.graph.node):
         nodes = [NodeProto.FromString(node.SerializeToString()) for node in kept]  # `del` empties the originals
         del model.graph.node[:]
