@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from latmod.columns import Writer
 from latmod.kernels import Kernel
-from latmod.kernels.columns import COLUMNS, Columns, column_matrix, physical_part
+from latmod.kernels.columns import COLUMNS, PHYSICAL, Columns, column_matrix, physical_part
 from latmod.smooth import Smooth
 
 if TYPE_CHECKING:
@@ -105,6 +105,15 @@ class Additive(msgspec.Struct, frozen=True, kw_only=True):
 def uncalibrated(rates: Rates, residual: Residual | None = None) -> Additive:
     """Return the model of these prices before whole latencies have a say."""
     return Additive(rates=rates, residual=residual, scales=(1.0,) * len(GROUPS), call_ns=0.0, run_ns=0.0)
+
+
+PRIOR = uncalibrated(
+    Rates(
+        kinds=(OTHER,),
+        rates=(tuple({"one": 2000.0, "macs": 0.02, "bytes_in": 0.1, "bytes_out": 0.1}.get(n, 0.0) for n in PHYSICAL),),
+    )
+)
+"""Rough prices of any engine on any server core: 50 GMACs and 10 GB a second, 2 us a call."""
 
 
 def residual_to_onnx(model: Additive) -> "ModelProto":

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from latmod.additive import Rates, others_of
-from latmod.kernel_fitting import fit_rated, training_kernels
+from latmod.kernel_fitting import fit_rated, parted, training_kernels
 from latmod.kernels import Kernel
 from latmod.kernels.columns import Columns
 from latmod.labels import LabelledModel
@@ -22,8 +22,8 @@ def borrowed(own: Sequence[LabelledModel], other: Sequence[LabelledModel]) -> li
     Of each network these kernels alone are told, its latency is nan. Their times are stated for this machine: scaled by
     how it compares with the other in kinds of the same class.
     """
-    here, there = fit_rated(own).rates, fit_rated(other).rates
-    told = training_kernels(other)
+    here, priced = fit_rated(own).rates, fit_rated(other)
+    there, told = priced.rates, training_kernels(parted(other, priced))
     ratios = _ratios(here, there, told.kinds, told.columns)
     whole = float(np.median(list(ratios.values())))
     missing = {*there.kinds} - {*here.kinds}
@@ -31,7 +31,7 @@ def borrowed(own: Sequence[LabelledModel], other: Sequence[LabelledModel]) -> li
     nothing = float("nan")
     return [
         msgspec.structs.replace(
-            model, kernel_ns=tuple(labels.tolist()), latency_ns=nothing, told_ns=nothing, unmatched_ns=0.0
+            model, kernel_ns=tuple(labels.tolist()), latency_ns=nothing, told_ns=nothing, unmatched_ns=0.0, pieces=()
         )
         for model, labels in zip(other, np.split(told.label_ns * scales, told.starts[1:]), strict=True)
         if np.isfinite(labels).any()

@@ -50,19 +50,44 @@ _LABEL_NOISE = 0.2
 _LEAST_PART = 0.01
 """A rate that adds nothing in the class may add so much of a kernel's time in a kind."""
 
+_PARTINGS = 2
+"""How often what an engine told of several kernels in one is parted anew."""
+
 _CALIBRATION_PULL = 1.0
 """How strongly the calibration is drawn to none at all, in rows of data per row."""
 
 
 def fit_additive(models: Sequence[LabelledModel], seed: int = 0) -> Additive:
     """Fit rates, the residual and the calibration to kernels whose times were told, and to the whole."""
-    told = training_kernels(models)
-    return with_residual(_rated(models, told), models, told, seed)
+    rated = fit_rated(models)
+    models = parted(models, rated)
+    return with_residual(rated, models, training_kernels(models), seed)
 
 
 def fit_rated(models: Sequence[LabelledModel]) -> Additive:
-    """Fit rates and the calibration alone."""
-    return _rated(models, training_kernels(models))
+    """Fit rates and the calibration alone.
+
+    In turns where kernels were told in one piece: these are parted by the rates so far.
+    """
+    rated = _rated(models, training_kernels(models))
+    for _ in range(_PARTINGS if any(model.pieces for model in models) else 0):
+        models = parted(models, rated)
+        rated = _rated(models, training_kernels(models))
+    return rated
+
+
+def parted(models: Sequence[LabelledModel], prices: Additive) -> list[LabelledModel]:
+    """Return the models with what was told of several kernels in one parted among them in proportion to prices."""
+    if not any(model.pieces for model in models):
+        return list(models)
+    kernels, columns, starts = stacked([model.kernels for model in models])
+    found = []
+    for model, own in zip(models, np.split(prices.kernel_ns(kernels, columns), starts), strict=True):
+        told = np.array(model.kernel_ns)
+        for piece in map(list, model.pieces):
+            told[piece] = told[piece].sum() * (own[piece] / own[piece].sum())
+        found.append(msgspec.structs.replace(model, kernel_ns=tuple(told.tolist())))
+    return found
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from latmod.additive import Additive
 from latmod.borrowing import told_kernels
 from latmod.coverage import observe_ranges, share_group, unseen
+from latmod.kernel_fitting import parted
 from latmod.labels import LabelledModel
 from latmod.scores import conformal_quantile
 from latmod.study import COVERAGE, run_all
@@ -167,7 +168,7 @@ def decompose(fitted: Additive, models: Sequence[LabelledModel]) -> list[Part]:
     """Return the error of each kind of kernel, the largest contribution first."""
     sums: dict[str, list[tuple[float, float, float]]] = {}
     contributions: dict[str, list[float]] = {}
-    for model, predicted in zip(models, priced(fitted, models), strict=True):
+    for model, predicted in zip(parted(models, fitted), priced(fitted, models), strict=True):
         told = np.array(model.kernel_ns)
         known = np.isfinite(told)
         if not known.any():

@@ -8,6 +8,7 @@ from operator import attrgetter
 import msgspec
 import numpy as np
 
+from latmod.additive import PRIOR
 from latmod.dataset import DatasetFolder, KernelMeasurement, KernelTime
 from latmod.drift import Correction, state_of
 from latmod.graph import read_graph
@@ -39,6 +40,17 @@ class LabelledModel(msgspec.Struct, frozen=True, kw_only=True):
     """What opening the model took, 0 where nobody knows."""
     disturbed: bool = False
     """Whether none of its samples was taken on quiet cores: the latency is too high, nobody knows by how much."""
+    pieces: tuple[tuple[int, ...], ...] = ()
+    """Places of kernels that the engine ran, and told of, in one: `kernel_ns` has a part for each, by rough prices."""
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold what an engine told of the kernels expected of it, in ns; as in `LabelledModel`."""
+
+    kernel_ns: tuple[float, ...]
+    total_ns: float
+    unmatched_ns: float
+    pieces: tuple[tuple[int, ...], ...] = ()
 
 
 def labelled_models(
@@ -69,19 +81,20 @@ def labelled_models(
                 by_rules[rule] = kernels(graph, rule, isa=card.machine.isa, threads=card.protocol.threads)
             expected = by_rules[rule]
             times = [_corrected(burst, correct[one.runtime]) for burst in told[one.runtime, one.model]]
-            label, told_ns, unmatched_ns = join(expected, times, writers)
+            labels = join(expected, times, writers)
             found[one.runtime].append(
                 LabelledModel(
                     model=one.model,
                     family=one.family,
                     kernels=expected,
-                    kernel_ns=label,
+                    kernel_ns=labels.kernel_ns,
                     latency_ns=one.latency_ns(),
                     noise=split_half(one.round_ns["min"]),
-                    told_ns=told_ns,
-                    unmatched_ns=unmatched_ns,
+                    told_ns=labels.total_ns,
+                    unmatched_ns=labels.unmatched_ns,
                     load_ns=one.load_ns,
                     disturbed=one.disturbed,
+                    pieces=labels.pieces,
                 )
             )
     return found
@@ -89,63 +102,87 @@ def labelled_models(
 
 def join(
     expected: Sequence[Kernel], bursts: Sequence[Sequence[KernelTime]], writers: Mapping[str, str] | None = None
-) -> tuple[tuple[float, ...], float, float]:
-    """Return each kernel's time (nan where none matches), all that was told, and what of it matched nothing, in ns.
+) -> Told:
+    """Return each kernel's time (nan where none matches), all that was told, and what of it matched nothing.
 
     A kernel matches by the nodes whose work it does or by the value that it writes, where the engine names these, or by
     its operator and shapes; kernels alike in these share their mean. Over bursts the mean is taken. `writers` names the
     node that writes a value.
     """
+    nothing = float("nan")
     if not bursts:
-        return (float("nan"),) * len(expected), float("nan"), float("nan")
+        return Told(kernel_ns=(nothing,) * len(expected), total_ns=nothing, unmatched_ns=nothing)
     columns, totals, unmatched = [], [], []
+    pieces: tuple[tuple[int, ...], ...] = ()
     for burst in bursts:
-        labels = _labels(expected, burst, writers or {})
-        columns.append([float("nan") if label is None else label for label in labels])
+        if any(time.nodes for time in burst):
+            labels, pieces = _by_node(expected, burst, writers or {})
+        else:
+            labels = _by_value(expected, burst) or _by_shape(expected, burst)
+        columns.append([nothing if label is None else label for label in labels])
         total = sum(time.ns * time.count for time in burst)
         totals.append(total)
         unmatched.append(total - sum(label for label in labels if label is not None))
     mean = np.mean(np.array(columns), axis=0)
-    return tuple(mean.tolist()), float(np.mean(totals)), float(np.mean(unmatched))
+    return Told(
+        kernel_ns=tuple(mean.tolist()),
+        total_ns=float(np.mean(totals)),
+        unmatched_ns=float(np.mean(unmatched)),
+        pieces=pieces,
+    )
 
 
-def _labels(expected: Sequence[Kernel], burst: Sequence[KernelTime], writers: Mapping[str, str]) -> list[float | None]:
-    if any(time.nodes for time in burst):
-        return _by_node(expected, burst, writers)
-    by_value = {time.value: float(time.ns) for time in burst if time.value}
-    if by_value:
-        return [next((by_value[name] for name in one.values if name in by_value), None) for one in expected]
-    by_shape = _by_shape(burst)
-    return [by_shape.get(_shape_key(one.op, one.inputs, one.outputs)) for one in expected]
+def _by_node(
+    expected: Sequence[Kernel], burst: Sequence[KernelTime], writers: Mapping[str, str]
+) -> tuple[list[float | None], tuple[tuple[int, ...], ...]]:
+    """Give what was told to the kernels that do the work of the nodes named; and which of them were told in one.
 
-
-def _by_node(expected: Sequence[Kernel], burst: Sequence[KernelTime], writers: Mapping[str, str]) -> list[float | None]:
-    """Give what was told to the kernels that do the work of the nodes named.
-
-    Where the engine does in one piece what the rules expect in several, the one with the most MACs takes it all, the
-    others take nothing.
+    Where the engine does in one piece what the rules expect in several, each takes a part, in proportion to rough
+    prices. A piece that names no node of the file was put in for what follows (another layout, a part of a norm), and
+    counts there.
     """
     owners = {node: place for place, kernel in enumerate(expected) for node in kernel.nodes}
-    labels: list[float | None] = [None] * len(expected)
+    sums: dict[int, float] = {}
+    members: dict[int, list[int]] = {}
+    first_of: dict[int, int] = {}
+    before = 0.0
     for time in burst:
         nodes = [name if name in owners else writers.get(name, "") for name in time.nodes]
-        places = sorted({owners[node] for node in nodes if node in owners})
-        for place in places:
-            labels[place] = labels[place] or 0.0
-        if places:
-            main = max(places, key=lambda place: expected[place].number("macs"))
-            labels[main] = (labels[main] or 0.0) + float(time.ns) * time.count
-    return labels
+        places = {owners[node] for node in nodes if node in owners}
+        before += float(time.ns) * time.count
+        if not places:
+            continue
+        firsts = {first_of.get(place, place) for place in places}
+        joined = sorted(places.union(*(members.pop(first, ()) for first in firsts)))
+        members[joined[0]] = joined
+        sums[joined[0]] = before + sum(sums.pop(first, 0.0) for first in firsts)
+        first_of.update((place, joined[0]) for place in joined)
+        before = 0.0
+    labels: list[float | None] = [None] * len(expected)
+    pieces = tuple(tuple(joined) for joined in members.values() if len(joined) > 1)
+    rough = PRIOR.kernel_ns(expected) if pieces else np.ones(len(expected))
+    for first, joined in members.items():
+        parts = rough[joined] / rough[joined].sum() * sums[first]
+        for place, part in zip(joined, parts.tolist(), strict=True):
+            labels[place] = part
+    return labels, pieces
 
 
-def _by_shape(burst: Sequence[KernelTime]) -> dict[tuple[object, ...], float]:
-    """Return the mean time of the kernels with the same operator and shapes."""
+def _by_value(expected: Sequence[Kernel], burst: Sequence[KernelTime]) -> list[float | None]:
+    """Return the times of the kernels that write the values named; nothing at all where none is named."""
+    told = {time.value: float(time.ns) for time in burst if time.value}
+    return [next((told[name] for name in one.values if name in told), None) for one in expected] if told else []
+
+
+def _by_shape(expected: Sequence[Kernel], burst: Sequence[KernelTime]) -> list[float | None]:
+    """Return the mean time of the kernels with the same operator and shapes as each."""
     sums: dict[tuple[object, ...], list[float]] = {}
     for time in burst:
         known = sums.setdefault(_shape_key(time.op, time.inputs, time.outputs), [0.0, 0.0])
         known[0] += time.ns * time.count
         known[1] += time.count
-    return {key: total / count for key, (total, count) in sums.items()}
+    told = {key: total / count for key, (total, count) in sums.items()}
+    return [told.get(_shape_key(one.op, one.inputs, one.outputs)) for one in expected]
 
 
 def _shape_key(op: str, inputs: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]) -> tuple[object, ...]:

@@ -12,11 +12,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from latmod.additive import OTHER, Additive, Rates, uncalibrated
+from latmod.additive import PRIOR, Additive
 from latmod.factors import Adapted, fit_factors
 from latmod.kernel_fitting import calibrated, fit_additive, fit_rated, training_kernels, with_residual
 from latmod.kernels import Kernel
-from latmod.kernels.columns import PHYSICAL, Columns, stacked
+from latmod.kernels.columns import Columns, stacked
 from latmod.labels import LabelledModel
 
 Floats = NDArray[np.float64]
@@ -29,15 +29,6 @@ Rates alone are fitted so; the residual then learns from whole latencies (`latmo
 parts instead, as trees were, learns the noise of single networks, which all their kernels share (MAPE 18 to 42 % for
 16 to 28 % of rates alone).
 """
-
-PRIOR = uncalibrated(
-    Rates(
-        kinds=(OTHER,),
-        rates=(tuple({"one": 2000.0, "macs": 0.02, "bytes_in": 0.1, "bytes_out": 0.1}.get(n, 0.0) for n in PHYSICAL),),
-    )
-)
-"""Rough prices of any engine on any server core: 50 GMACs and 10 GB a second, 2 us a call."""
-
 
 class Prices(Protocol):
     """Tell what kernels take."""
@@ -70,7 +61,9 @@ def without_kernels(models: Sequence[LabelledModel]) -> list[LabelledModel]:
     """Return the models as if the engine had told nothing of its kernels."""
     nothing = float("nan")
     return [
-        msgspec.structs.replace(model, kernel_ns=(nothing,) * len(model.kernels), told_ns=nothing, unmatched_ns=nothing)
+        msgspec.structs.replace(
+            model, kernel_ns=(nothing,) * len(model.kernels), told_ns=nothing, unmatched_ns=nothing, pieces=()
+        )
         for model in models
     ]
 
@@ -81,7 +74,9 @@ def apportioned(models: Sequence[LabelledModel], prices: Prices) -> list[Labelle
     for model, parts in zip(models, priced(prices, models), strict=True):
         parts = parts * (model.latency_ns / parts.sum())
         found.append(
-            msgspec.structs.replace(model, kernel_ns=tuple(parts.tolist()), told_ns=model.latency_ns, unmatched_ns=0.0)
+            msgspec.structs.replace(
+                model, kernel_ns=tuple(parts.tolist()), told_ns=model.latency_ns, unmatched_ns=0.0, pieces=()
+            )
         )
     return found
 

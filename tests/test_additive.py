@@ -1,10 +1,11 @@
 """The additive model on kernels whose cost is known."""
 
+import msgspec
 import numpy as np
 import pytest
 
-from latmod.additive import GROUPS, SEEN, Additive, class_of, group_of, residual_columns, residual_to_onnx
-from latmod.kernel_fitting import fit_additive, fit_rated, telling_ns
+from latmod.additive import GROUPS, PRIOR, SEEN, Additive, class_of, group_of, residual_columns, residual_to_onnx
+from latmod.kernel_fitting import fit_additive, fit_rated, parted, telling_ns
 from latmod.kernel_study import leave_families_out, leave_networks_out, quantiles
 from latmod.kernels import FIELDS, Kernel
 from latmod.kernels.columns import column_matrix
@@ -70,6 +71,22 @@ def test_kernels_sum_to_the_whole(fitted: Additive) -> None:
 def test_what_the_telling_costs_is_taken_off() -> None:
     assert telling_ns(models(60, telling=500.0, noise=0.0)) == pytest.approx(500.0, rel=0.1)
     assert telling_ns(models(60, telling=-300.0, noise=0.0)) == pytest.approx(-300.0, rel=0.1)
+
+
+def test_kernels_that_are_told_in_pairs_keep_their_prices() -> None:
+    whole = models(80, noise=0.0)
+    pairs = []
+    for one in whole:
+        pieces = tuple((first, first + 1) for first in range(0, len(one.kernels) - 1, 4))
+        told, rough = np.array(one.kernel_ns), PRIOR.kernel_ns(one.kernels)
+        for piece in map(list, pieces):
+            told[piece] = told[piece].sum() * rough[piece] / rough[piece].sum()
+        pairs.append(msgspec.structs.replace(one, kernel_ns=tuple(told.tolist()), pieces=pieces))
+    apart, joined = (parted(pairs, fit_rated(own)) for own in (whole, pairs))
+    for one, same, told_apart, told_joined in zip(whole, pairs, apart, joined, strict=True):
+        assert sum(told_joined.kernel_ns) == pytest.approx(sum(one.kernel_ns))
+        assert told_joined.pieces == same.pieces
+        assert np.allclose(told_joined.kernel_ns, told_apart.kernel_ns, rtol=0.2)
 
 
 def test_unknown_kinds_cost_what_their_bytes_do(fitted: Additive) -> None:

@@ -48,8 +48,6 @@ def _cut_graph(graph: Buffer) -> bytes:
 
 
 def _cut_node(node: Buffer) -> bytes:
-    if len(node) <= SMALL_BYTES:
-        return bytes(node)
     return _rewrite(node, {_NODE_ATTRIBUTE: _cut_attribute}, _NODE_DROPPED)
 
 
@@ -58,8 +56,6 @@ def _cut_attribute(attribute: Buffer) -> bytes:
 
 
 def _cut_tensor(tensor: Buffer) -> bytes:
-    if len(tensor) <= SMALL_BYTES:
-        return bytes(tensor)
     kept = bytearray()
     data: list[_Field] = []
     dtype = 0
@@ -80,17 +76,23 @@ def _cut_tensor(tensor: Buffer) -> bytes:
 def _rewrite(
     message: Buffer, edits: dict[int, Callable[[Buffer], bytes]], dropped: frozenset[int] = frozenset()
 ) -> bytes:
-    """Copy `message` without the fields in `dropped`, passing the bodies of those in `edits` through their function."""
+    """Copy `message` without the fields in `dropped`, passing large bodies of those in `edits` through their function.
+
+    What stays as it is is copied in spans, not field by field: a graph has thousands of small ones.
+    """
     out = bytearray()
+    copied = 0
     for number, start, body, end in _fields(message):
         if number in dropped:
+            out += message[copied:start]
+        elif number in edits and end - body > SMALL_BYTES and message[start] & 7 == _BYTES:
+            edited = edits[number](message[body:end])
+            out += message[copied:start]
+            out += _varint_bytes(number << 3 | _BYTES) + _varint_bytes(len(edited)) + edited
+        else:
             continue
-        edit = edits.get(number)
-        if edit is None or message[start] & 7 != _BYTES:
-            out += message[start:end]
-            continue
-        edited = edit(message[body:end])
-        out += _varint_bytes(number << 3 | _BYTES) + _varint_bytes(len(edited)) + edited
+        copied = end
+    out += message[copied:]
     return bytes(out)
 
 
@@ -122,6 +124,8 @@ def _fields(message: Buffer) -> Iterator[_Field]:
 
 
 def _varint(message: Buffer, at: int) -> tuple[int, int]:
+    if at < len(message) and message[at] < 0x80:
+        return message[at], at + 1
     value = shift = 0
     while at < len(message) and shift < 70:
         byte = message[at]

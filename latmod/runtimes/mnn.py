@@ -20,7 +20,7 @@ from latmod.runtimes.files import run_converter, silent, whole_file
 if TYPE_CHECKING:
     import MNN
 
-_ENDINGS = re.compile(r"(__matmul_converted|_raster_\d+)+$")
+_ENDINGS = re.compile(r"(__matmul_converted|_raster_\d+|__group__\d+)+$")
 _CONVERT = "import sys, _tools; _tools.mnnconvert(['mnnconvert', *sys.argv[1:]])"
 
 

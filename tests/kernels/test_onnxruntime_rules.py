@@ -38,8 +38,8 @@ def test_the_engine_runs_what_the_rules_expect(family: str, tmp_path: Path) -> N
         export_spec(FAMILIES[family], spec, path)
         told = told_by_the_engine(path)
         expected = kernels(read_graph(path), "onnxruntime", isa=read_machine().isa)
-        _, total, unmatched = join(expected, [told])
-        assert abs(unmatched) < 0.02 * total, differences(expected, told)
+        labels = join(expected, [told])
+        assert abs(labels.unmatched_ns) < 0.02 * labels.total_ns, differences(expected, told)
 
 
 def differences(expected: tuple[Kernel, ...], told: tuple[KernelTime, ...]) -> str:
