@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from latmod.errors import RuntimeMissingError, UnsupportedModelError
-from latmod.graph import strip_weights
+from latmod.graph import read_graph, strip_weights
 from latmod.inputs import image_inputs
+from latmod.kernels import kernels
+from latmod.labels import join
+from latmod.machine import read_machine
 from latmod.runtimes import (
     Inputs,
     Model,
@@ -236,3 +239,7 @@ def test_a_profiling_session_tells_what_each_kernel_takes(runtime: Runtime, mode
     assert all(time.ns >= 0 and time.count >= 1 for time in times)
     assert all(time.value or time.nodes or (time.op and time.outputs) for time in times)
     session.close()
+    graph = read_graph(Path(model.path))
+    expected = kernels(graph, runtime.rules, isa=read_machine().isa)
+    told = join(expected, [times], {name: node.name for node in graph.nodes for name in node.outputs})
+    assert abs(told.unmatched_ns) <= 0.1 * told.total_ns
