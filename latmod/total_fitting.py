@@ -30,6 +30,7 @@ parts instead, as trees were, learns the noise of single networks, which all the
 16 to 28 % of rates alone).
 """
 
+
 class Prices(Protocol):
     """Tell what kernels take."""
 

@@ -67,9 +67,7 @@ def train(lesson: Lesson, seed: int = 0) -> Smooth:
     return msgspec.structs.replace(empty, networks=found)
 
 
-def _train_one(
-    lesson: Lesson, plain: Weights, kind: NDArray[np.int64], rng: np.random.Generator
-) -> tuple[Layer, ...]:
+def _train_one(lesson: Lesson, plain: Weights, kind: NDArray[np.int64], rng: np.random.Generator) -> tuple[Layer, ...]:
     parts = _start(plain.shape[1] + lesson.kinds, rng)
     first = [np.zeros_like(part) for part in parts]
     second = [np.zeros_like(part) for part in parts]

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,12 @@ from latmod.dataset import KernelTime
 from latmod.errors import UnsupportedModelError
 from latmod.runtimes import Inputs, Model, Settings, installed_version
 from latmod.runtimes.files import one_line, whole_file
+
+if TYPE_CHECKING:
+    from latmod.graph import Graph
+
+_PRODUCT = "OptMatMul"
+_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 class Tract:
@@ -85,16 +91,17 @@ class ProfilingTractSession(TractSession):
         from latmod.graph import read_graph
 
         self.__dict__.update(session.__dict__)
-        self._nodes = frozenset(node.name for node in read_graph(Path(model.path)).nodes)
+        self._graph = read_graph(Path(model.path))
 
     def kernels(self, seconds: float) -> tuple[KernelTime, ...]:
         """Run for the five seconds that the engine takes for a profile, whatever it is told."""
         told = json.loads(self._runnable.profile_json(self._input))["nodes"]
+        nodes = {node.name: node for node in self._graph.nodes}
         pieces = sorted((one for one in told if "secs_per_iter" in one), key=lambda one: one["qualified_id"][1])
         return tuple(
             KernelTime(
                 op=one["op_name"], inputs=(), outputs=(), value="", count=1, ns=round(1e9 * one["secs_per_iter"]),
-                nodes=(_node(one["node_name"], self._nodes),),
+                nodes=nodes_of(one["op_name"], _node(one["node_name"], nodes), self._graph),
             )
             for one in pieces
         )  # fmt: skip
@@ -106,6 +113,25 @@ def _node(name: str, nodes: Collection[str]) -> str:
     while own and own not in nodes:
         own = own.rpartition(".")[0]
     return own or name
+
+
+def nodes_of(op: str, name: str, graph: "Graph") -> tuple[str, ...]:
+    """Return the nodes that a piece does the work of; a product is named after the last that was fused into it."""
+    nodes = {node.name: node for node in graph.nodes}
+    if op != _PRODUCT or name not in nodes:
+        return (name,)
+    places = {node.name: place for place, node in enumerate(graph.nodes)}
+    level, seen = [name], {name}
+    while level:
+        products = [one for one in level if nodes[one].op in _PRODUCTS]
+        if products:
+            # Of several as near the last one: what was computed before it has pieces of its own.
+            nearest = max(products, key=places.__getitem__)
+            return (nearest,) if nearest == name else (nearest, name)
+        before = [graph.producer(value) for one in level for value in nodes[one].inputs]
+        level = [node.name for node in before if node is not None and node.name not in seen]
+        seen.update(level)
+    return (name,)
 
 
 def _element(value: np.ndarray) -> str:
