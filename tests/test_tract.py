@@ -1,0 +1,39 @@
+"""Which nodes of the file the pieces in tract's profile stand for (without the engine)."""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from latmod.export import export_model
+from latmod.graph import Graph, read_graph
+from latmod.runtimes.tract import nodes_of
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(self.first(x).relu())
+
+
+def graph_of(folder: Path) -> Graph:
+    path = folder / "block.onnx"
+    export_model(Block(), (2, 3, 8), path)
+    return read_graph(path)
+
+
+def test_a_product_is_named_after_what_is_fused_into_it(tmp_path: Path) -> None:
+    graph = graph_of(tmp_path)
+    products = [node.name for node in graph.nodes if node.op == "MatMul"]
+    last = graph.nodes[-1].name
+    assert nodes_of("OptMatMul", last, graph) == (products[1], last)
+    assert nodes_of("OptMatMul", products[0], graph) == (products[0],)
+
+
+def test_other_pieces_are_what_they_are_named_after(tmp_path: Path) -> None:
+    graph = graph_of(tmp_path)
+    last = graph.nodes[-1].name
+    assert nodes_of("OptBinByScalar", last, graph) == (last,)
+    assert nodes_of("OptMatMul", "nowhere", graph) == ("nowhere",)
