@@ -113,6 +113,12 @@ def evaluate(folder: DatasetFolder, predictors: Sequence[Predictor], level: str 
     return found
 
 
+def levels_of(folder: DatasetFolder, predictors: Sequence[Predictor]) -> tuple[str, ...]:
+    """Return the levels that there are predictors of for a data set, `best` first. Raises as `usable` does."""
+    there = {isinstance(one, KernelPredictor) for one in usable(folder, predictors, "best")}
+    return tuple(level for level in LEVELS if level == "best" or (level == "kernel") in there)
+
+
 def usable(folder: DatasetFolder, predictors: Sequence[Predictor], level: str) -> list[Predictor]:
     """Return the predictors of a level for the machine, runtimes and threads of a data set.
 

@@ -1,6 +1,12 @@
+from pathlib import Path
+
 import pytest
 
-from latmod.evaluating import Verdict, summarise
+from latmod.dataset import DatasetFolder
+from latmod.evaluating import Verdict, levels_of, summarise
+from latmod.predicting import reference_predictors
+
+DATASETS = Path(__file__).parents[1] / "datasets"
 
 
 def verdict(model: str, measured: float, predicted: float, *, macs: float = 1e9, family: str = "a") -> Verdict:
@@ -39,3 +45,10 @@ def test_pairs_alike_in_macs_and_apart_in_latency_are_ordered() -> None:
     summary = summarise([*right, wrong, far, close])[0]
     assert summary.pairs == 5
     assert summary.order == pytest.approx(4 / 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "levels"), [("zoo", ("best", "graph", "kernel")), ("zoo-zen4-avx2", ("best", "kernel"))]
+)
+def test_levels_without_a_predictor_for_the_machine_are_left_out(name: str, levels: tuple[str, ...]) -> None:
+    assert levels_of(DatasetFolder(DATASETS / name), reference_predictors()) == levels

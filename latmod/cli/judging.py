@@ -187,19 +187,21 @@ def evaluate(
     latmod evaluate datasets/checks/resnet-standard
     """
     from latmod.dataset import DatasetFolder
-    from latmod.evaluating import LEVELS, evaluate_baselines, evaluate_told, picks, summarise
+    from latmod.evaluating import evaluate_baselines, evaluate_told, levels_of, picks, summarise
     from latmod.evaluating import evaluate as evaluate_one
     from latmod.pairs import evaluate_pairs
-    from latmod.predictor import KernelPredictor
 
     known = chosen_predictors(predictors, runtimes)
     folders = [DatasetFolder(path) for path in datasets]
     if by_pair:
         _write_fractions([one for folder in folders for one in evaluate_pairs(folder, known)], style, output)
         return
-    there = {"kernel" if isinstance(one, KernelPredictor) else "graph" for one in known} | {"best"}
-    levels = [name for name in LEVELS if name in there] if level == "all" else [level]
-    verdicts = [one for folder in folders for name in levels for one in evaluate_one(folder, known, name)]
+    verdicts = [
+        one
+        for folder in folders
+        for name in (levels_of(folder, known) if level == "all" else (level,))
+        for one in evaluate_one(folder, known, name)
+    ]
     if level == "all":
         found = [one for folder in folders if folder.has_kernels for one in evaluate_told(folder, known)]
         verdicts += [one for one in found if not runtimes or one.runtime in runtimes]
