@@ -187,8 +187,8 @@ def evaluate(
     latmod evaluate datasets/checks/resnet-standard
     """
     from latmod.dataset import DatasetFolder
-    from latmod.evaluating import evaluate_baselines, evaluate_told, levels_of, picks, summarise
     from latmod.evaluating import evaluate as evaluate_one
+    from latmod.evaluating import evaluate_baselines, evaluate_told, levels_of, picks, summarise
     from latmod.pairs import evaluate_pairs
 
     known = chosen_predictors(predictors, runtimes)
