@@ -115,8 +115,9 @@ def evaluate(folder: DatasetFolder, predictors: Sequence[Predictor], level: str 
 
 def levels_of(folder: DatasetFolder, predictors: Sequence[Predictor]) -> tuple[str, ...]:
     """Return the levels that there are predictors of for a data set, `best` first. Raises as `usable` does."""
-    there = {isinstance(one, KernelPredictor) for one in usable(folder, predictors, "best")}
-    return tuple(level for level in LEVELS if level == "best" or (level == "kernel") in there)
+    found = usable(folder, predictors, "best")
+    there = {"best", *("kernel" if isinstance(one, KernelPredictor) else "graph" for one in found)}
+    return tuple(level for level in LEVELS if level in there)
 
 
 def usable(folder: DatasetFolder, predictors: Sequence[Predictor], level: str) -> list[Predictor]:

@@ -20,6 +20,7 @@ from latmod.drift import Correction
 from latmod.errors import DatasetError, MachineError
 from latmod.families import FAMILIES
 from latmod.findings import Artifact
+from latmod.kernel_fitting import priced
 from latmod.kernel_study import Folds, Held, Part, decompose, leave_families_out, leave_networks_out, quantiles
 from latmod.kernels import channel_block, nearest_rules
 from latmod.kernels.columns import PHYSICAL
@@ -31,7 +32,7 @@ from latmod.scores import Scores, conformal_quantile, median_known, score
 from latmod.study import COVERAGE
 from latmod.table import corrections
 from latmod.timing import Statistic
-from latmod.total_fitting import fit_sum, priced, without_kernels
+from latmod.total_fitting import fit_sum, without_kernels
 
 MIN_FAMILIES = 3
 """Fewer families leave nothing to hold out."""

@@ -1,6 +1,7 @@
 """Fit the additive model to labelled kernels and whole latencies."""
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -18,6 +19,7 @@ from latmod.additive import (
     residual_columns,
     uncalibrated,
 )
+from latmod.kernels import Kernel
 from latmod.kernels.columns import PHYSICAL, Columns, physical_part, stacked
 from latmod.labels import LabelledModel
 from latmod.training import Lesson, train
@@ -76,13 +78,25 @@ def fit_rated(models: Sequence[LabelledModel]) -> Additive:
     return rated
 
 
-def parted(models: Sequence[LabelledModel], prices: Additive) -> list[LabelledModel]:
+class Prices(Protocol):
+    """Tell what kernels take."""
+
+    def kernel_ns(self, kernels: Sequence[Kernel], columns: Columns | None = None) -> Floats:
+        """Return what each kernel takes, in ns; `columns` are theirs, of one network where not given."""
+
+
+def priced(prices: Prices, models: Sequence[LabelledModel]) -> list[Floats]:
+    """Return what each kernel of each model takes, in ns."""
+    kernels, columns, starts = stacked([model.kernels for model in models])
+    return np.split(prices.kernel_ns(kernels, columns), starts)
+
+
+def parted(models: Sequence[LabelledModel], prices: Prices) -> list[LabelledModel]:
     """Return the models with what was told of several kernels in one parted among them in proportion to prices."""
     if not any(model.pieces for model in models):
         return list(models)
-    kernels, columns, starts = stacked([model.kernels for model in models])
     found = []
-    for model, own in zip(models, np.split(prices.kernel_ns(kernels, columns), starts), strict=True):
+    for model, own in zip(models, priced(prices, models), strict=True):
         told = np.array(model.kernel_ns)
         for piece in map(list, model.pieces):
             told[piece] = told[piece].sum() * (own[piece] / own[piece].sum())

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from latmod.additive import Additive
 from latmod.borrowing import told_kernels
 from latmod.coverage import observe_ranges, share_group, unseen
-from latmod.kernel_fitting import parted
+from latmod.kernel_fitting import parted, priced
 from latmod.labels import LabelledModel
 from latmod.scores import conformal_quantile
 from latmod.study import COVERAGE, run_all
-from latmod.total_fitting import fit_sum, priced
+from latmod.total_fitting import fit_sum
 
 Floats = NDArray[np.float64]
 

@@ -6,20 +6,22 @@ did tell, brought to the whole latencies by one factor per kind; or rough ones o
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from latmod.additive import PRIOR, Additive
 from latmod.factors import Adapted, fit_factors
-from latmod.kernel_fitting import calibrated, fit_additive, fit_rated, training_kernels, with_residual
-from latmod.kernels import Kernel
-from latmod.kernels.columns import Columns, stacked
+from latmod.kernel_fitting import (
+    Prices,
+    calibrated,
+    fit_additive,
+    fit_rated,
+    priced,
+    training_kernels,
+    with_residual,
+)
 from latmod.labels import LabelledModel
-
-Floats = NDArray[np.float64]
 
 _TURNS = 12
 """Turns of the fit. Measured on families left out, kernels-zen3 data: after 2, 5 and 12 turns MAPE was 18.9, 16.8 and
@@ -29,13 +31,6 @@ Rates alone are fitted so; the residual then learns from whole latencies (`latmo
 parts instead, as trees were, learns the noise of single networks, which all their kernels share (MAPE 18 to 42 % for
 16 to 28 % of rates alone).
 """
-
-
-class Prices(Protocol):
-    """Tell what kernels take."""
-
-    def kernel_ns(self, kernels: Sequence[Kernel], columns: Columns | None = None) -> Floats:
-        """Return what each kernel takes, in ns; `columns` are theirs, of one network where not given."""
 
 
 def fit_sum(models: Sequence[LabelledModel], seed: int = 0, near: Additive | None = None) -> Additive:
@@ -50,12 +45,6 @@ def fit_sum(models: Sequence[LabelledModel], seed: int = 0, near: Additive | Non
     for _ in range(_TURNS - 1):
         fitted = fit_rated(apportioned(models, fitted))
     return with_residual(fitted, models, training_kernels(models), seed)
-
-
-def priced(prices: Prices, models: Sequence[LabelledModel]) -> list[Floats]:
-    """Return what each kernel of each model takes, in ns."""
-    kernels, columns, starts = stacked([model.kernels for model in models])
-    return np.split(prices.kernel_ns(kernels, columns), starts)
 
 
 def without_kernels(models: Sequence[LabelledModel]) -> list[LabelledModel]:

@@ -62,17 +62,17 @@ class Lesson(msgspec.Struct, frozen=True, kw_only=True):
 def train(lesson: Lesson, seed: int = 0) -> Smooth:
     """Return networks that learnt the lesson."""
     empty = centred(lesson.x, lesson.kinds)
-    plain, kind = empty.scaled(lesson.x).astype(np.float32), lesson.x[:, -1].astype(np.int64)
-    found = tuple(_train_one(lesson, plain, kind, np.random.default_rng((seed, number))) for number in range(_NETWORKS))
+    inputs = empty.inputs(lesson.x).astype(np.float32)
+    found = tuple(_train_one(lesson, inputs, np.random.default_rng((seed, number))) for number in range(_NETWORKS))
     return msgspec.structs.replace(empty, networks=found)
 
 
-def _train_one(lesson: Lesson, plain: Weights, kind: NDArray[np.int64], rng: np.random.Generator) -> tuple[Layer, ...]:
-    parts = _start(plain.shape[1] + lesson.kinds, rng)
+def _train_one(lesson: Lesson, inputs: Weights, rng: np.random.Generator) -> tuple[Layer, ...]:
+    parts = _start(inputs.shape[1], rng)
     first = [np.zeros_like(part) for part in parts]
     second = [np.zeros_like(part) for part in parts]
     count = len(lesson.latency_ns)
-    ends = np.append(lesson.starts[1:], len(plain))
+    ends = np.append(lesson.starts[1:], len(inputs))
     steps = _PASSES * -(-count // _BATCH)
     step = 0
     for _ in range(_PASSES):
@@ -83,7 +83,7 @@ def _train_one(lesson: Lesson, plain: Weights, kind: NDArray[np.int64], rng: np.
             owner = np.repeat(np.arange(len(models)), ends[models] - lesson.starts[models])
             step += 1
             rate = _RATE * 0.5 * (1.0 + np.cos(np.pi * step / steps)) + 1e-5
-            slopes = _slopes(lesson, plain[rows], kind[rows], parts, models, rows, owner)
+            slopes = _slopes(lesson, inputs[rows], parts, models, rows, owner)
             for number, slope in enumerate(slopes):
                 first[number] = _FAST * first[number] + (1.0 - _FAST) * slope
                 second[number] = _SLOW * second[number] + (1.0 - _SLOW) * slope**2
@@ -107,18 +107,13 @@ def _start(columns: int, rng: np.random.Generator) -> list[Weights]:
 def _slopes(
     lesson: Lesson,
     x: Weights,
-    kind: NDArray[np.int64],
     parts: list[Weights],
     models: NDArray[np.int64],
     rows: NDArray[np.int64],
     owner: NDArray[np.int64],
 ) -> list[Weights]:
     """Return the gradient of the loss over some models by each part; `owner` says whose each of the `rows` is."""
-    from scipy.sparse import csc_array  # type: ignore[import-untyped]
-
-    columns = x.shape[1]
-    # The category is a row of weights to look up, which halves the work of multiplying with noughts and ones.
-    first = np.maximum(x @ parts[0][:columns] + parts[0][columns:][kind] + parts[1], 0.0)
+    first = np.maximum(x @ parts[0] + parts[1], 0.0)
     second = np.maximum(first @ parts[2] + parts[3], 0.0)
     own = (second @ parts[4] + parts[5])[:, 0].astype(np.float64)
     residual = np.clip(own, -lesson.bound, lesson.bound)
@@ -134,8 +129,5 @@ def _slopes(
     last = slope.astype(np.float32)[:, None]
     middle = (last @ parts[4].T) * (second > 0.0)
     early = (middle @ parts[2].T) * (first > 0.0)
-    of_kinds = csc_array((np.ones(len(kind), np.float32), kind, np.arange(len(kind) + 1)), (lesson.kinds, len(kind)))
-    slopes = [np.concatenate([x.T @ early, of_kinds @ early]), early.sum(axis=0)]
-    for before, after in ((first, middle), (second, last)):
-        slopes += [before.T @ after, after.sum(axis=0)]
-    return slopes
+    layers = ((x, early), (first, middle), (second, last))
+    return [part for before, after in layers for part in (before.T @ after, after.sum(axis=0))]

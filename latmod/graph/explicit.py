@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from latmod.graph.loading import has_data, load
+from latmod.graph.loading import has_data, keep_nodes, load
 from latmod.graph.shapes import without_shape_arithmetic
 from latmod.graph.slots import filled
 
@@ -53,9 +53,8 @@ def _inline_constants(model: ModelProto) -> None:
             model.graph.initializer.append(value)
             known[value.name] = value
             continue
-        kept.append(NodeProto.FromString(node.SerializeToString()))  # `del` empties the originals
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
+        kept.append(node)
+    keep_nodes(model, kept)
 
 
 def _evaluate(node: NodeProto, inputs: list[TensorProto]) -> TensorProto:

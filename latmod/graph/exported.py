@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from onnx import ModelProto, NodeProto, TensorProto
 
+from latmod.graph.loading import keep_nodes
 from latmod.graph.shapes import without_shape_arithmetic
 
 
@@ -53,9 +54,9 @@ def _folded(model: ModelProto) -> ModelProto:
     for node in reversed(model.graph.node):
         if read.intersection(node.output):
             read.update(node.input)
-            kept.append(NodeProto.FromString(node.SerializeToString()))  # `del` empties the originals
-    del model.graph.node[:], model.graph.value_info[:]
-    model.graph.node.extend(reversed(kept))
+            kept.append(node)
+    keep_nodes(model, kept[::-1])
+    del model.graph.value_info[:]
     return model
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from latmod.errors import GraphError
 from latmod.graph.wire import INDEX_BYTES, SMALL_BYTES, cut_weights
@@ -137,6 +137,14 @@ def _external_place(tensor: TensorProto, location: str, path: Path) -> Path:
             f"{path}: tensor {tensor.name!r} wants data from {location!r}, outside the model's folder: refused"
         )
     return data
+
+
+def keep_nodes(model: ModelProto, kept: Sequence[NodeProto]) -> None:
+    """Drop all nodes of a model but these, in place."""
+    if len(kept) < len(model.graph.node):
+        nodes = [NodeProto.FromString(node.SerializeToString()) for node in kept]  # `del` empties the originals
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
 
 
 def has_data(tensor: TensorProto) -> bool:

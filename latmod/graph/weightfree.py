@@ -5,7 +5,7 @@ from pathlib import Path
 from onnx import ModelProto, NodeProto, StringStringEntryProto, TensorProto
 
 from latmod.errors import GraphError
-from latmod.graph.loading import array_of, dtype_name, has_data, load, one_line
+from latmod.graph.loading import array_of, dtype_name, has_data, keep_nodes, load, one_line
 from latmod.graph.records import Tensor
 from latmod.graph.shapes import Shapes, set_shapes
 
@@ -92,10 +92,11 @@ def _constants_to_initializers(model: ModelProto) -> None:
         initializer = model.graph.initializer.add()
         initializer.CopyFrom(tensor)
         initializer.name = node.output[0]
-    _keep(model, kept)
+    keep_nodes(model, kept)
 
 
 def _stand_ins_to_initializers(model: ModelProto) -> None:
+    """Make initialisers without data of parameters that ConstantOfShape stands in for."""
     shapes = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.INT64 and has_data(t)}
     read = {name for node in model.graph.node if node.op_type in _PARAMETRIC for name in node.input}
     kept: list[NodeProto] = []
@@ -106,11 +107,4 @@ def _stand_ins_to_initializers(model: ModelProto) -> None:
         value = next((a.t.data_type for a in node.attribute if a.name == "value"), int(TensorProto.FLOAT))
         dims = array_of(shapes[node.input[0]]).tolist()
         model.graph.initializer.append(TensorProto(name=node.output[0], data_type=value, dims=dims))
-    _keep(model, kept)
-
-
-def _keep(model: ModelProto, kept: list[NodeProto]) -> None:
-    if len(kept) < len(model.graph.node):
-        nodes = [NodeProto.FromString(node.SerializeToString()) for node in kept]  # `del` empties the originals
-        del model.graph.node[:]
-        model.graph.node.extend(nodes)
+    keep_nodes(model, kept)

@@ -124,8 +124,6 @@ def _fields(message: Buffer) -> Iterator[_Field]:
 
 
 def _varint(message: Buffer, at: int) -> tuple[int, int]:
-    if at < len(message) and message[at] < 0x80:
-        return message[at], at + 1
     value = shift = 0
     while at < len(message) and shift < 70:
         byte = message[at]

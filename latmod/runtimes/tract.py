@@ -1,7 +1,7 @@
 """Tract on the CPU, which always runs on one thread."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,8 @@ class Tract:
         """Load and optimise the model; raise UnsupportedModelError with the engine's reason, or for several threads."""
         import tract
 
+        from latmod.graph import read_graph
+
         if settings.threads != 1:
             raise UnsupportedModelError("tract runs on one thread, whatever it is told; measure it with --threads 1")
         try:
@@ -46,11 +48,14 @@ class Tract:
                 for position, value in enumerate(inputs[0].values()):
                     loaded.set_input_fact(position, ",".join([*map(str, value.shape), _element(value)]))
                 runnable = loaded.into_model().into_runnable()
-            session = TractSession(runnable, inputs)
+            if settings.profile:
+                session: TractSession = ProfilingTractSession(runnable, inputs, read_graph(Path(model.path)))
+            else:
+                session = TractSession(runnable, inputs)
             session.infer()
         except tract.TractError as error:
             raise UnsupportedModelError(f"tract cannot run {model.path}: {one_line(error)}") from error
-        return ProfilingTractSession(session, model) if settings.profile else session
+        return session
 
 
 class TractSession:
@@ -84,24 +89,22 @@ class TractSession:
 
 
 class ProfilingTractSession(TractSession):
-    """Hold a session that knows the nodes of the file by name."""
+    """Hold a session that knows the graph of the file."""
 
-    def __init__(self, session: TractSession, model: Model) -> None:
-        """Take over a session."""
-        from latmod.graph import read_graph
-
-        self.__dict__.update(session.__dict__)
-        self._graph = read_graph(Path(model.path))
+    def __init__(self, runnable: Any, inputs: Sequence[Inputs], graph: "Graph") -> None:
+        """Copy the inputs."""
+        super().__init__(runnable, inputs)
+        self._graph = graph
 
     def kernels(self, seconds: float) -> tuple[KernelTime, ...]:
         """Run for the five seconds that the engine takes for a profile, whatever it is told."""
         told = json.loads(self._runnable.profile_json(self._input))["nodes"]
-        nodes = {node.name: node for node in self._graph.nodes}
+        places = {node.name: place for place, node in enumerate(self._graph.nodes)}
         pieces = sorted((one for one in told if "secs_per_iter" in one), key=lambda one: one["qualified_id"][1])
         return tuple(
             KernelTime(
                 op=one["op_name"], inputs=(), outputs=(), value="", count=1, ns=round(1e9 * one["secs_per_iter"]),
-                nodes=nodes_of(one["op_name"], _node(one["node_name"], nodes), self._graph),
+                nodes=nodes_of(one["op_name"], _node(one["node_name"], places), self._graph, places),
             )
             for one in pieces
         )  # fmt: skip
@@ -115,20 +118,21 @@ def _node(name: str, nodes: Collection[str]) -> str:
     return own or name
 
 
-def nodes_of(op: str, name: str, graph: "Graph") -> tuple[str, ...]:
-    """Return the nodes that a piece does the work of; a product is named after the last that was fused into it."""
-    nodes = {node.name: node for node in graph.nodes}
-    if op != _PRODUCT or name not in nodes:
+def nodes_of(op: str, name: str, graph: "Graph", places: Mapping[str, int]) -> tuple[str, ...]:
+    """Return the nodes that a piece does the work of; a product is named after the last that was fused into it.
+
+    `places` says where in the graph each node stands.
+    """
+    if op != _PRODUCT or name not in places:
         return (name,)
-    places = {node.name: place for place, node in enumerate(graph.nodes)}
     level, seen = [name], {name}
     while level:
-        products = [one for one in level if nodes[one].op in _PRODUCTS]
+        products = [one for one in level if graph.nodes[places[one]].op in _PRODUCTS]
         if products:
             # Of several as near the last one: what was computed before it has pieces of its own.
             nearest = max(products, key=places.__getitem__)
             return (nearest,) if nearest == name else (nearest, name)
-        before = [graph.producer(value) for one in level for value in nodes[one].inputs]
+        before = [graph.producer(value) for one in level for value in graph.nodes[places[one]].inputs]
         level = [node.name for node in before if node is not None and node.name not in seen]
         seen.update(level)
     return (name,)
