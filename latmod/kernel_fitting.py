@@ -108,7 +108,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     """Hold the kernels of all models in a row: `label_ns` nan where nothing was told, `starts` each model's first.
 
     A kernel's weight is the root of its share of the model's time: what matters is the sum, but a kernel that is small
-    here may be large elsewhere. Each model weighs as its kernels do.
+    here may be large elsewhere. Each model weighs as its kernels do. `counts` says how many kernels each stands for.
     """
 
     kinds: list[str]
@@ -116,6 +116,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     label_ns: Floats
     weights: Floats
     starts: NDArray[np.int64]
+    counts: Floats
 
 
 def training_kernels(models: Sequence[LabelledModel]) -> Training:
@@ -145,6 +146,36 @@ def training_kernels(models: Sequence[LabelledModel]) -> Training:
         label_ns=np.concatenate(labels),
         weights=np.concatenate(weights),
         starts=np.concatenate([[0], starts]),
+        counts=np.ones(len(kernels)),
+    )
+
+
+def merged(told: Training) -> Training:
+    """Let one kernel of a model stand for all of its kernels that nothing tells apart: blocks repeat.
+
+    Their labels become one, the mean of the logarithms by weight, which is what a fit to squares makes of them anyway.
+    """
+    owner = np.repeat(np.arange(len(told.starts)), np.diff(told.starts, append=len(told.kinds)))
+    places: dict[tuple[int, str, bytes], int] = {}
+    which = np.array(
+        [
+            places.setdefault((model, kind, row.tobytes()), len(places))
+            for model, kind, row in zip(owner.tolist(), told.kinds, told.columns, strict=True)
+        ],
+        dtype=np.int64,
+    )
+    first = np.unique(which, return_index=True)[1]
+    known = np.isfinite(told.label_ns)
+    weights: Floats = np.bincount(which, np.where(known, told.weights, 0.0)).astype(np.float64)
+    logs = np.bincount(which, np.where(known, told.weights * np.log(np.where(known, told.label_ns, 1.0)), 0.0))
+    heavy = weights > 0.0
+    return Training(
+        kinds=[told.kinds[place] for place in first],
+        columns=told.columns[first],
+        label_ns=np.where(heavy, np.exp(logs / np.where(heavy, weights, 1.0)), np.nan),
+        weights=weights,
+        starts=np.searchsorted(owner[first], np.arange(len(told.starts))),
+        counts=np.bincount(which, told.counts).astype(np.float64),
     )
 
 
@@ -160,6 +191,7 @@ def with_residual(rated: Additive, models: Sequence[LabelledModel], told: Traini
 
     Each model is shown twice, the second time with some kernels as if their kind had never been seen.
     """
+    told = merged(told)
     rng = np.random.default_rng(seed)
     hidden = rng.random(len(told.kinds)) < _STRANGE
     strange = [others_of(kind) if hide else kind for kind, hide in zip(told.kinds, hidden, strict=True)]
@@ -169,16 +201,17 @@ def with_residual(rated: Additive, models: Sequence[LabelledModel], told: Traini
         for kinds, own in zip((told.kinds, strange), physics, strict=True)
     ]
     label_ns, latency_ns = np.tile(told.label_ns, 2), np.tile([model.latency_ns for model in models], 2)
-    weights = np.tile(told.weights, 2)
-    mean = weights[weights > 0.0].mean() if weights.any() else 1.0
+    heavy = told.weights > 0.0
+    mean = told.weights[heavy].sum() / told.counts[heavy].sum() if heavy.any() else 1.0
     both = np.concatenate(physics)
     networks = train(
         Lesson(
             x=np.concatenate(seen),
             kinds=len(rated.rates.kinds),
+            counts=np.tile(told.counts, 2),
             physics_ns=both,
             target=np.clip(np.log(label_ns / both), -MAX_RESIDUAL, MAX_RESIDUAL),
-            weights=weights / mean,
+            weights=np.tile(told.weights, 2) / mean,
             starts=np.concatenate([told.starts, told.starts + len(told.kinds)]),
             latency_ns=latency_ns,
             run_ns=rated.run_ns,

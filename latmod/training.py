@@ -42,13 +42,15 @@ Weights = NDArray[np.float32]
 class Lesson(msgspec.Struct, frozen=True, kw_only=True):
     """Hold what to learn from: K kernels in a row, those of a model side by side, and N models.
 
-    `x` are the columns that networks see, [K, D], the last of them one of `kinds` categories; `physics_ns` what kernels
-    take without a residual; `target` its logarithm as told, nan where nothing was, `weights` how much each counts;
-    `starts` each model's first kernel, `latency_ns` what it takes, nan where nobody knows, `run_ns` of it once per run.
+    `x` are the columns that networks see, [K, D], the last of them one of `kinds` categories; `counts` how many alike
+    each stands for; `physics_ns` what one of them takes without a residual; `target` its logarithm as told, nan where
+    nothing was, `weights` how much it counts, of all alike; `starts` each model's first kernel, `latency_ns` what it
+    takes, nan where nobody knows, `run_ns` of it once per run.
     """
 
     x: Features
     kinds: int
+    counts: Floats
     physics_ns: Floats
     target: Floats
     weights: Floats
@@ -117,7 +119,8 @@ def _slopes(
     second = np.maximum(first @ parts[2] + parts[3], 0.0)
     own = (second @ parts[4] + parts[5])[:, 0].astype(np.float64)
     residual = np.clip(own, -lesson.bound, lesson.bound)
-    price = lesson.physics_ns[rows] * np.exp(residual)
+    counts = lesson.counts[rows]
+    price = lesson.physics_ns[rows] * np.exp(residual) * counts
     total = np.bincount(owner, price, minlength=len(models)) + lesson.run_ns
     share = price / total[owner]
     error = np.nan_to_num(np.clip(np.log(total / lesson.latency_ns[models]), -_FAR_SUM, _FAR_SUM))
@@ -125,7 +128,7 @@ def _slopes(
     target = lesson.target[rows]
     known = np.isfinite(target)
     difference = np.clip(residual[known] - target[known], -_FAR_LABEL, _FAR_LABEL)
-    slope[known] += _LABELS * lesson.weights[rows][known] * difference / len(rows)
+    slope[known] += _LABELS * lesson.weights[rows][known] * difference / counts.sum()
     last = slope.astype(np.float32)[:, None]
     middle = (last @ parts[4].T) * (second > 0.0)
     early = (middle @ parts[2].T) * (first > 0.0)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from latmod.additive import GROUPS, PRIOR, SEEN, Additive, class_of, group_of, residual_columns, residual_to_onnx
-from latmod.kernel_fitting import fit_additive, fit_rated, parted, telling_ns
+from latmod.kernel_fitting import fit_additive, fit_rated, merged, parted, telling_ns, training_kernels
 from latmod.kernel_study import leave_families_out, leave_networks_out, quantiles
 from latmod.kernels import FIELDS, Kernel
 from latmod.kernels.columns import column_matrix
@@ -87,6 +87,28 @@ def test_kernels_that_are_told_in_pairs_keep_their_prices() -> None:
         assert sum(told_joined.kernel_ns) == pytest.approx(sum(one.kernel_ns))
         assert told_joined.pieces == same.pieces
         assert np.allclose(told_joined.kernel_ns, told_apart.kernel_ns, rtol=0.2)
+
+
+def test_kernels_that_nothing_tells_apart_stand_as_one() -> None:
+    """One kernel, told of as 1, 2 and 4 and once not at all, takes what is between, in each model for itself."""
+    rng = np.random.default_rng(3)
+    same, last = made("Add", {"bytes_in": 1e6}), kernel(rng)
+    own = (same, same, same, same, last)
+    nothing = float("nan")
+    labels = (1e4, 2e4, 4e4, nothing, 5e4)
+    plain = models(1)[0]
+    model = msgspec.structs.replace(plain, kernels=own, kernel_ns=labels, latency_ns=nothing, told_ns=nothing)
+    told = training_kernels([plain, model, model])
+    # Without what ran before each, which tells them apart here.
+    one = merged(msgspec.structs.replace(told, columns=told.columns[:, : len(FIELDS)]))
+    first = len(plain.kernels)
+    assert one.starts.tolist() == [0, first, first + 2]
+    assert one.counts.tolist() == [1.0] * first + [4.0, 1.0] * 2
+    assert one.counts.sum() == len(told.kinds)
+    np.testing.assert_allclose(one.weights.sum(), told.weights.sum())
+    weights = np.sqrt(labels[:3])
+    assert np.log(one.label_ns[first]) == pytest.approx(np.average(np.log(labels[:3]), weights=weights))
+    assert one.label_ns[first + 1] == pytest.approx(5e4)
 
 
 def test_unknown_kinds_cost_what_their_bytes_do(fitted: Additive) -> None:

@@ -23,7 +23,7 @@ def lesson(x: np.ndarray, y: np.ndarray, told: bool = True) -> Lesson:
     """Return what 10 kernels each tell of models that take exp(y) in all; of single kernels only if `told`."""
     starts = np.arange(0, len(y), 10)
     return Lesson(
-        x=x, kinds=3, physics_ns=np.ones(len(y)), target=y if told else np.full(len(y), np.nan),
+        x=x, kinds=3, counts=np.ones(len(y)), physics_ns=np.ones(len(y)), target=y if told else np.full(len(y), np.nan),
         weights=np.ones(len(y)), starts=starts, latency_ns=np.add.reduceat(np.exp(y), starts), run_ns=0.0, bound=2.0,
     )  # fmt: skip
 

@@ -1,7 +1,8 @@
 """Open an `.onnx` file as a protobuf model without its weights, or refuse it in one line."""
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from latmod.graph.wire import INDEX_BYTES, SMALL_BYTES, cut_weights
 _MAX_BYTES = 2**31 - 1
 _INDEX_TYPES = frozenset({TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL})
 _CONTROL_FLOW = frozenset({AttributeProto.GRAPH, AttributeProto.GRAPHS})
+_TENSOR, _TENSORS, _UNDEFINED = AttributeProto.TENSOR, AttributeProto.TENSORS, AttributeProto.UNDEFINED
 
 
 def load(path: Path) -> ModelProto:
@@ -23,7 +25,9 @@ def load(path: Path) -> ModelProto:
     model = _parse(path)
     if not model.HasField("graph") or not (model.graph.node or model.graph.input or model.graph.output):
         raise GraphError(f"{path}: not an ONNX model, or one without a graph")
-    tensors = tuple(_tensors(model.graph))
+    tensors = [*model.graph.initializer, *_check_nodes(model.graph, path)]
+    for sparse in model.graph.sparse_initializer:
+        tensors += [sparse.values, sparse.indices]
     _check_text(model, tensors, path)
     places: dict[str, Path] = {}
     for tensor in tensors:
@@ -31,12 +35,7 @@ def load(path: Path) -> ModelProto:
             _check_external(tensor, path, places)
     if model.functions:
         model = _inline(model, path)
-    for node in model.graph.node:
-        if any(attribute.type in _CONTROL_FLOW for attribute in node.attribute):
-            raise GraphError(
-                f"{path}: node {node.name or node.output[:1]} ({node.op_type}) runs a subgraph: its latency depends on "
-                "the data; export the model without control flow"
-            )
+        _check_nodes(model.graph, path)
     return model
 
 
@@ -77,29 +76,44 @@ def _inline(model: ModelProto, path: Path) -> ModelProto:
         raise GraphError(f"{path}: its local functions cannot be inlined: {one_line(error)}") from None
 
 
-def _check_text(model: ModelProto, tensors: Sequence[TensorProto], path: Path) -> None:
-    """Refuse names that are not UTF-8: protobuf hands those out as bytes."""
+def _check_nodes(graph: GraphProto, path: Path) -> list[TensorProto]:
+    """Refuse nodes that run subgraphs and names that are not UTF-8; return the tensors that nodes hold.
+
+    All in one walk: a graph has thousands of nodes, and protobuf takes longer to hand them out than we to look at them.
+    """
+    tensors: list[TensorProto] = []
+    for node in graph.node:
+        names = [node.name, node.op_type, node.domain, *node.input, *node.output]
+        for attribute in node.attribute:
+            names.append(attribute.name)
+            kind = attribute.type
+            if kind == _TENSOR or (kind == _UNDEFINED and attribute.HasField("t")):
+                tensors.append(attribute.t)
+            elif kind == _TENSORS:
+                tensors.extend(attribute.tensors)
+            elif kind in _CONTROL_FLOW:
+                raise GraphError(
+                    f"{path}: node {node.name or node.output[:1]} ({node.op_type}) runs a subgraph: its latency "
+                    "depends on the data; export the model without control flow"
+                )
+        _check_names(names, path)
+    return tensors
+
+
+def _check_text(model: ModelProto, tensors: list[TensorProto], path: Path) -> None:
+    """Refuse names elsewhere that are not UTF-8."""
     graph = model.graph
-    names = [text for node in graph.node for text in (node.name, node.op_type, node.domain, *node.input, *node.output)]
-    names += [attribute.name for node in graph.node for attribute in node.attribute]
-    names += [tensor.name for tensor in tensors]
+    names = [tensor.name for tensor in tensors]
     names += [text for t in tensors for entry in t.external_data for text in (entry.key, entry.value)]
     names += [value.name for value in (*graph.input, *graph.output, *graph.value_info)]
     names += [opset.domain for opset in model.opset_import]
+    _check_names(names, path)
+
+
+def _check_names(names: list[str], path: Path) -> None:
+    """Refuse what is no text: protobuf hands names that are not UTF-8 out as bytes."""
     if set(map(type, names)) - {str}:
         raise GraphError(f"{path}: damaged: a name in it is not UTF-8 text")
-
-
-def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield sparse.values
-        yield sparse.indices
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
 
 
 def _check_external(tensor: TensorProto, path: Path, places: dict[str, Path]) -> None:
@@ -175,6 +189,7 @@ def array_of(tensor: TensorProto) -> npt.NDArray[np.generic]:
         raise GraphError(f"tensor {tensor.name!r} has damaged data: {one_line(error)}") from None
 
 
+@cache
 def dtype_name(data_type: int) -> str:
     """Name an ONNX element type the way numpy does ("float" is "float32"). Raises GraphError for an unknown number."""
     try:

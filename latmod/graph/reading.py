@@ -1,6 +1,6 @@
 """Turn an `.onnx` file into a static `Graph`: shapes set, inferred and checked."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import prod
 from pathlib import Path
 from struct import Struct
@@ -8,17 +8,25 @@ from struct import Struct
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, defs
 
 from latmod.errors import GraphError
-from latmod.graph.loading import array_of, dtype_name, has_data, load, one_line
+from latmod.graph.loading import array_of, has_data, load, one_line
 from latmod.graph.records import Attribute, Graph, Node, Scalar, Tensor, link, static_values
-from latmod.graph.shapes import Shapes, fed_inputs, inferred, static_shape
+from latmod.graph.shapes import Shapes, checked_tensor, fed_inputs, inferred, static_shape
 
-# 2**40 elements are 4 TB of float32: no such network runs, so a larger number is a damaged file.
-_MAX_NUMEL = 2**40
 _ONNX = ("", "ai.onnx")
 # Constants longer than this never steer a cost.
 _MAX_CONSTANT = 4096
 # What shapes and scalars are kept in; read at once, as there are thousands of them (numpy takes 30 us for each).
 _PLAIN: dict[int, Struct] = {TensorProto.INT64: Struct("<q"), TensorProto.FLOAT: Struct("<f")}
+_NOT_REAL = frozenset({TensorProto.STRING, TensorProto.COMPLEX64, TensorProto.COMPLEX128, TensorProto.UNDEFINED})
+# Tensors, graphs and types are no plain attributes.
+_PLAIN_ATTRIBUTES: dict[int, Callable[[AttributeProto], Attribute]] = {
+    AttributeProto.INT: lambda a: int(a.i),
+    AttributeProto.FLOAT: lambda a: float(a.f),
+    AttributeProto.STRING: lambda a: bytes(a.s).decode("utf-8", "replace"),
+    AttributeProto.INTS: lambda a: tuple(a.ints),
+    AttributeProto.FLOATS: lambda a: tuple(a.floats),
+    AttributeProto.STRINGS: lambda a: tuple(s.decode("utf-8", "replace") for s in a.strings),
+}
 
 
 def read_graph(path: Path, shapes: Shapes | None = None) -> Graph:
@@ -30,26 +38,22 @@ def read_graph(path: Path, shapes: Shapes | None = None) -> Graph:
     path = Path(path)
     model = load(path)
     try:
-        return _build(inferred(model, dict(shapes or {})), path.stem)
+        return _build(*inferred(model, dict(shapes or {})), path.stem)
     except GraphError as error:
         raise GraphError(f"{path}: {one_line(error)}") from None
 
 
-def _tensor(name: str, data_type: int, shape: tuple[int, ...]) -> Tensor:
-    if any(dim < 0 for dim in shape) or prod(shape) > _MAX_NUMEL:
-        raise GraphError(f"value {name!r} has an impossible shape {shape}")
-    return Tensor(name=name, dtype=dtype_name(data_type), shape=shape)
-
-
-def _build(model: ModelProto, name: str) -> Graph:
+def _build(model: ModelProto, computed: dict[str, Tensor], name: str) -> Graph:
+    """Make the records of a model whose values with static shapes are `computed`."""
     graph = model.graph
     initializers, constants = _initializers(model)
     fed = fed_inputs(model)
-    tensors = dict(initializers)
-    for value in (*fed, *graph.value_info, *graph.output):
-        shape = static_shape(value.type) if value.type.WhichOneof("value") == "tensor_type" else None
-        if shape is not None and value.name not in initializers:
-            tensors[value.name] = _tensor(value.name, value.type.tensor_type.elem_type, shape)
+    tensors: dict[str, Tensor] = {}
+    for value in fed:
+        shape = static_shape(value.type)
+        if shape is not None:
+            tensors[value.name] = checked_tensor(value.name, value.type.tensor_type.elem_type, shape)
+    tensors |= computed | initializers
     nodes = _nodes(graph.node)
     for node, proto in zip(nodes, graph.node, strict=True):
         if node.op == "Constant":
@@ -81,22 +85,23 @@ def _initializers(model: ModelProto) -> tuple[dict[str, Tensor], dict[str, tuple
     initializers: dict[str, Tensor] = {}
     constants: dict[str, tuple[Scalar, ...]] = {}
     for proto in model.graph.initializer:
-        tensor = initializers[proto.name] = _tensor(proto.name, proto.data_type, tuple(proto.dims))
+        tensor = initializers[proto.name] = checked_tensor(proto.name, proto.data_type, tuple(proto.dims))
         if tensor.numel <= _MAX_CONSTANT and has_data(proto):
             constants[proto.name] = _values(proto)
     for sparse in model.graph.sparse_initializer:
         name = sparse.values.name
-        initializers[name] = _tensor(name, sparse.values.data_type, tuple(sparse.dims))
+        initializers[name] = checked_tensor(name, sparse.values.data_type, tuple(sparse.dims))
     return initializers, constants
 
 
 def _values(proto: TensorProto) -> tuple[Scalar, ...]:
     """Read the values of a small tensor; other types than real numbers have none that matter."""
-    if proto.data_type in (TensorProto.STRING, TensorProto.COMPLEX64, TensorProto.COMPLEX128, TensorProto.UNDEFINED):
+    if proto.data_type in _NOT_REAL:
         return ()
     plain = _PLAIN.get(proto.data_type)
-    if plain and len(proto.raw_data) == plain.size * prod(proto.dims):
-        return tuple(one for (one,) in plain.iter_unpack(proto.raw_data))
+    raw = proto.raw_data if plain else b""
+    if plain and len(raw) == plain.size * prod(proto.dims):
+        return tuple([one for (one,) in plain.iter_unpack(raw)])
     return tuple(array_of(proto).ravel().tolist())
 
 
@@ -109,12 +114,13 @@ def _constant(
     name = node.outputs[0]
     for attribute in proto.attribute:
         if attribute.name == "value":
-            tensors[name] = tensor = _tensor(name, attribute.t.data_type, tuple(attribute.t.dims))
-            if tensor.numel <= _MAX_CONSTANT and has_data(attribute.t):
-                constants[name] = _values(attribute.t)
+            value = attribute.t
+            tensors[name] = tensor = checked_tensor(name, value.data_type, tuple(value.dims))
+            if tensor.numel <= _MAX_CONSTANT and has_data(value):
+                constants[name] = _values(value)
         elif attribute.name == "sparse_value":
             dims, kind = attribute.sparse_tensor.dims, attribute.sparse_tensor.values.data_type
-            tensors[name] = _tensor(name, kind, tuple(dims))
+            tensors[name] = checked_tensor(name, kind, tuple(dims))
         elif attribute.type in (AttributeProto.INT, AttributeProto.FLOAT):
             constants[name] = (attribute.i if attribute.type == AttributeProto.INT else attribute.f,)
         elif attribute.type in (AttributeProto.INTS, AttributeProto.FLOATS):
@@ -130,29 +136,11 @@ def _nodes(protos: Iterable[NodeProto]) -> tuple[Node, ...]:
         name = proto.name or f"{proto.op_type}_{next(iter(outputs), '')}"
         name = name if name not in names else f"{name}#{len(nodes)}"
         names.add(name)
-        op = proto.op_type if proto.domain in _ONNX else f"{proto.domain}::{proto.op_type}"
-        attributes = {a.name: value for a in proto.attribute if (value := _attribute(a)) is not None}
+        domain = proto.domain
+        op = proto.op_type if domain in _ONNX else f"{domain}::{proto.op_type}"
+        attributes = {a.name: read(a) for a in proto.attribute if (read := _PLAIN_ATTRIBUTES.get(a.type))}
         nodes.append(Node(name=name, op=op, inputs=inputs, outputs=outputs, attributes=attributes))
     return tuple(nodes)
-
-
-def _attribute(proto: AttributeProto) -> Attribute | None:
-    """Read a plain attribute; tensors, graphs and types are none."""
-    match proto.type:
-        case AttributeProto.INT:
-            return int(proto.i)
-        case AttributeProto.FLOAT:
-            return float(proto.f)
-        case AttributeProto.STRING:
-            return bytes(proto.s).decode("utf-8", "replace")
-        case AttributeProto.INTS:
-            return tuple(proto.ints)
-        case AttributeProto.FLOATS:
-            return tuple(proto.floats)
-        case AttributeProto.STRINGS:
-            return tuple(s.decode("utf-8", "replace") for s in proto.strings)
-        case _:
-            return None
 
 
 def _shapeless(nodes: tuple[Node, ...], known: dict[str, Tensor], needed: set[str]) -> frozenset[str]:

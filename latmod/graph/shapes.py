@@ -1,6 +1,7 @@
 """Set the dims of a model's inputs and infer those of every other value."""
 
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -13,6 +14,8 @@ from latmod.graph.records import Tensor
 
 # Each pass resolves one link in a chain such as Shape of a Reshape to a Shape; a Swin transformer needs 16.
 _MAX_FOLDS = 100
+# 2**40 elements are 4 TB of float32: no such network runs, so a larger number is a damaged file.
+_MAX_NUMEL = 2**40
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -48,8 +51,8 @@ def read_inputs(path: Path) -> tuple[Tensor, ...]:
     )
 
 
-def inferred(model: ModelProto, shapes: Shapes) -> ModelProto:
-    """Set the dims of the inputs and infer those of every other value."""
+def inferred(model: ModelProto, shapes: Shapes) -> tuple[ModelProto, dict[str, Tensor]]:
+    """Set the dims of the inputs and infer those of every other value; return also the values with static shapes."""
     changed = set_shapes(model, shapes)
     for value in fed_inputs(model):
         _check_input(value)
@@ -66,7 +69,7 @@ def inferred(model: ModelProto, shapes: Shapes) -> ModelProto:
 
 def without_shape_arithmetic(model: ModelProto) -> ModelProto:
     """Infer all shapes and put constants in the place of what is computed from them. Raises GraphError."""
-    model = inferred(model, {})
+    model, _ = inferred(model, {})
     known: dict[str, Array] = {}
     while fold_shape_arithmetic(model, known):
         pass
@@ -77,33 +80,48 @@ def _check_order(model: ModelProto) -> None:
     """Refuse a value that is read before it is computed, or computed twice."""
     defined = {value.name for value in model.graph.input} | {tensor.name for tensor in model.graph.initializer}
     defined.update(sparse.values.name for sparse in model.graph.sparse_initializer)
+    defined.discard("")
     for node in model.graph.node:
-        for name in node.input:
-            if name and name not in defined:
-                raise GraphError(
-                    f"node {node.name!r} ({node.op_type}) reads {name!r}, which nothing computed before it"
-                )
-        for name in node.output:
-            if name and name in defined:
-                raise GraphError(f"node {node.name!r} ({node.op_type}) computes {name!r}, which exists already")
-        defined.update(node.output)
+        unknown = set(node.input).difference(defined, ("",))
+        if unknown:
+            name = next(name for name in node.input if name in unknown)
+            raise GraphError(f"node {node.name!r} ({node.op_type}) reads {name!r}, which nothing computed before it")
+        written = [name for name in node.output if name]
+        if not defined.isdisjoint(written):
+            name = next(name for name in written if name in defined)
+            raise GraphError(f"node {node.name!r} ({node.op_type}) computes {name!r}, which exists already")
+        defined.update(written)
 
 
-def _infer_all(model: ModelProto) -> ModelProto:
+def _infer_all(model: ModelProto) -> tuple[ModelProto, dict[str, Tensor]]:
     """Infer shapes; where that leaves gaps, compute the values that they hang on and infer again."""
     model = _infer(model)
+    tensors = _static_tensors(model)
     known: dict[str, Array] = {}
     for _ in range(_MAX_FOLDS):
-        if _is_complete(model) or not fold_shape_arithmetic(model, known):
+        complete = all(name in tensors for node in model.graph.node for name in node.output if name)
+        if complete or not fold_shape_arithmetic(model, known):
             break
         model = _infer(model)
-    return model
+        tensors = _static_tensors(model)
+    return model, tensors
 
 
-def _is_complete(model: ModelProto) -> bool:
-    values = {v.name: v for v in (*model.graph.value_info, *model.graph.output)}
-    names = (name for node in model.graph.node for name in node.output if name)
-    return all(name in values and static_shape(values[name].type) is not None for name in names)
+def _static_tensors(model: ModelProto) -> dict[str, Tensor]:
+    """Return the values that nodes compute, as far as their shapes are static."""
+    found = {}
+    for value in (*model.graph.value_info, *model.graph.output):
+        shape = static_shape(value.type)
+        if shape is not None:
+            found[value.name] = checked_tensor(value.name, value.type.tensor_type.elem_type, shape)
+    return found
+
+
+def checked_tensor(name: str, data_type: int, shape: tuple[int, ...]) -> Tensor:
+    """Describe a value by its ONNX element type and dims. Raises GraphError where these cannot be."""
+    if min(shape, default=0) < 0 or prod(shape) > _MAX_NUMEL:
+        raise GraphError(f"value {name!r} has an impossible shape {shape}")
+    return Tensor(name=name, dtype=dtype_name(data_type), shape=shape)
 
 
 def _infer(model: ModelProto) -> ModelProto:

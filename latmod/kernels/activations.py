@@ -7,9 +7,7 @@ from latmod.kernels.rewriting import Rewriter, Step
 
 def restore_gelu(work: Rewriter, op: str) -> None:
     """Put one operator in the place of x / sqrt(2), Erf, + 1, * x, * 0.5, in any order of the last two."""
-    for erf in work.live():
-        if erf.op != "Erf":
-            continue
+    for erf in work.live("Erf"):
         scaled, plus = work.producers.get(erf.inputs[0]), work.only_reader(erf.out)
         if scaled is None or plus is None or plus.op != "Add" or scaled.op not in ("Div", "Mul"):
             continue
@@ -41,7 +39,7 @@ def other_than_scalar(work: Rewriter, step: Step, wanted: float) -> str | None:
 
 def restore_silu(work: Rewriter, op: str) -> None:
     """Put one operator in the place of x * Sigmoid(x)."""
-    for step in work.live():
-        after = work.only_reader(step.out) if step.op == "Sigmoid" else None
+    for step in work.live("Sigmoid"):
+        after = work.only_reader(step.out)
         if after is not None and after.op == "Mul" and sorted(after.inputs) == sorted([step.inputs[0], step.out]):
             work.replace(step, op, [step.inputs[0]], [after.out], after)

@@ -1,15 +1,15 @@
 """A kernel: what a runtime executes as one piece, in numbers."""
 
+from functools import lru_cache
 from math import prod
 
 import msgspec
 
 from latmod.cost import FORMULAS, VIEWS, Operands
 from latmod.errors import GraphError
-from latmod.graph import Node, Tensor
+from latmod.graph import Attribute, Node, Tensor
 from latmod.kernels.nchwc import DOMAIN
 from latmod.kernels.rewriting import Rewriter, Step
-from latmod.kernels.transposes import permutation
 
 # Engines give these a new name for the same memory; all that is left is the call.
 _FREE = VIEWS - {"Dropout", "Identity"}
@@ -74,13 +74,73 @@ def describe(work: Rewriter) -> tuple[Kernel, ...]:
     return tuple(_kernel(work, step) for step in work.live())
 
 
+class _Operand(msgspec.Struct, frozen=True):
+    """Hold what counts of a value that a step reads or writes; `static` if no input of the network influences it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    static: bool = False
+
+    def tensor(self) -> Tensor:
+        return Tensor(name="", dtype=self.dtype, shape=self.shape)
+
+
+_UNKNOWN = _Operand("", ())
+"""A value without a shape; None stands for an optional one that is absent."""
+
+
+class _Form(msgspec.Struct, frozen=True):
+    """Hold all that a kernel's numbers hang on: blocks repeat, so most steps of a network have that of another."""
+
+    op: str
+    inputs: tuple[_Operand | None, ...]
+    outputs: tuple[_Operand, ...]
+    attributes: tuple[tuple[str, Attribute], ...]
+
+
 def _kernel(work: Rewriter, step: Step) -> Kernel:
-    inputs = [work.tensors.get(name) for name in step.inputs]
-    outputs = [work.tensors[name] for name in step.outputs if name in work.tensors]
+    form = _Form(
+        step.op,
+        tuple([_operand(work, name) if name else None for name in step.inputs]),
+        tuple([_operand(work, name) for name in step.outputs if name in work.tensors]),
+        tuple(step.attributes.items()),
+    )
+    try:
+        kind, numbers, inputs, outputs = _describe(form)
+    except (IndexError, ValueError, ZeroDivisionError) as error:
+        name = step.sources[0] if step.sources else step.op
+        raise GraphError(f"node {name!r} ({step.op}): its shapes do not fit the operator ({error})") from None
+    return Kernel(
+        op=step.op,
+        kind=kind,
+        numbers=numbers,
+        nodes=tuple(dict.fromkeys(step.sources)),
+        label=step.sources[0] if step.sources else f"{step.op.rpartition('::')[2]} of {next(iter(step.inputs), '')}",
+        inputs=inputs,
+        outputs=outputs,
+        values=tuple([name for name in step.outputs if name]),
+    )
+
+
+def _operand(work: Rewriter, name: str) -> _Operand:
+    tensor = work.tensors.get(name)
+    return _Operand(tensor.dtype, tensor.shape, name in work.static) if tensor is not None else _UNKNOWN
+
+
+_Described = tuple[str, tuple[float, ...], tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]
+
+
+@lru_cache(maxsize=4096)
+def _describe(form: _Form) -> _Described:
+    """Return kind, numbers, and the shapes of inputs and outputs. Raises ValueError and the like where none fit."""
+    inputs = [None if one is None or one is _UNKNOWN else one.tensor() for one in form.inputs]
+    outputs = [one.tensor() for one in form.outputs]
+    node = Node(name="", op=form.op, inputs=(), outputs=(), attributes=dict(form.attributes))
     numbers = dict.fromkeys(FIELDS, 0.0)
-    active = [t for name, t in zip(step.inputs, inputs, strict=True) if t is not None and name not in work.static]
-    fixed = [t for name, t in zip(step.inputs, inputs, strict=True) if t is not None and name in work.static]
-    free = step.op in _FREE
+    static = [one is not None and one.static for one in form.inputs]
+    fixed = [tensor for tensor, still in zip(inputs, static, strict=True) if tensor is not None and still]
+    active = [tensor for tensor, still in zip(inputs, static, strict=True) if tensor is not None and not still]
+    free = node.op in _FREE
     numbers["bytes_in"] = 0.0 if free else float(sum(tensor.nbytes for tensor in active))
     numbers["bytes_out"] = 0.0 if free else float(sum(tensor.nbytes for tensor in outputs))
     numbers["bytes_weights"] = 0.0 if free else float(sum(tensor.nbytes for tensor in fixed))
@@ -88,85 +148,71 @@ def _kernel(work: Rewriter, step: Step) -> Kernel:
     numbers["operands"], numbers["outputs"] = float(len(active)), float(len(outputs))
     shape = active[0].shape if active else ()
     numbers["rank"], numbers["last_dim"] = float(len(shape)), float(shape[-1] if shape else 1)
-    macs, steps = _work(step, inputs, outputs)
+    macs, steps = _work(node, inputs, outputs)
     numbers["macs"], numbers["steps"] = float(macs), float(steps)
     numbers["padded_macs"] = float(macs)
-    kind = _KINDS.get(step.op, step.op)
-    if step.op in _CONVOLUTIONS and len(inputs) > 1 and inputs[0] and inputs[1] and len(outputs) == 1:
-        kind = _convolution(numbers, step, inputs[0].shape, inputs[1].shape, outputs[0].shape)
-    elif step.op in _PRODUCTS and len(inputs) > 1 and inputs[0] and inputs[1] and outputs:
-        kind = _product(numbers, step, inputs[0].shape, outputs[0].shape, fixed=step.inputs[1] in work.static)
-    elif "Pool" in step.op and len(shape) == 4 and outputs:
-        _pool(numbers, step, shape, outputs[0].shape)
-    elif step.op == "Transpose":
-        perm = permutation(work, step)
+    kind = _KINDS.get(node.op, node.op)
+    if node.op in _CONVOLUTIONS and len(inputs) > 1 and inputs[0] and inputs[1] and len(outputs) == 1:
+        kind = _convolution(numbers, node, inputs[0].shape, inputs[1].shape, outputs[0].shape)
+    elif node.op in _PRODUCTS and len(inputs) > 1 and inputs[0] and inputs[1] and outputs:
+        kind = _product(numbers, node, inputs[0].shape, outputs[0].shape, fixed=static[1])
+    elif "Pool" in node.op and len(shape) == 4 and outputs:
+        _pool(numbers, node, shape, outputs[0].shape)
+    elif node.op == "Transpose":
+        perm = node.ints("perm", tuple(reversed(range(len(shape)))))
         numbers["last_moves"] = float(bool(perm) and perm[-1] != len(perm) - 1)
         numbers["inner"] = float(_kept_tail(perm, shape))
-    elif step.op == "Clip" and len([name for name in step.inputs[1:] if name]) + len(step.attributes) == 1:
+    elif node.op == "Clip" and sum(one is not None for one in form.inputs[1:]) + len(form.attributes) == 1:
         # Not what activations do: torch has another operator for it.
         kind = "Clip/one bound"
-    elif step.op in _ROWWISE:
+    elif node.op in _ROWWISE:
         numbers["inner"] = numbers["last_dim"]
-    elif step.op in ("Concat", "Split", "Slice", "Gather"):
-        numbers["inner"] = float(_moved_together(step, shape, outputs))
-    elif len(step.inputs) == 2 and inputs[0] and inputs[1] and outputs:
+    elif node.op in ("Concat", "Split", "Slice", "Gather"):
+        numbers["inner"] = float(_moved_together(node, shape, outputs))
+    elif len(inputs) == 2 and inputs[0] and inputs[1] and outputs:
         numbers["broadcast"] = _broadcast(inputs[0].shape, inputs[1].shape, outputs[0].shape)
-    if step.attributes.get("transposed_input"):
+    if node.attributes.get("transposed_input"):
         numbers["last_moves"] = 1.0
-    activation = step.attributes.get("activation")
+    activation = node.attributes.get("activation")
     if isinstance(activation, str):
         numbers["activation"] = _ACTIVATION_STEPS.get(activation, 4.0)
-    if step.op in _CONVOLUTIONS and len(step.inputs) > 3:
+    if node.op in _CONVOLUTIONS and len(inputs) > 3:
         numbers["fused_add"] = 1.0
-    return Kernel(
-        op=step.op,
-        kind=kind,
-        numbers=tuple(numbers[field] for field in FIELDS),
-        nodes=tuple(dict.fromkeys(step.sources)),
-        label=step.sources[0] if step.sources else f"{step.op.rpartition('::')[2]} of {next(iter(step.inputs), '')}",
-        inputs=tuple(tensor.shape for tensor in inputs if tensor is not None),
-        outputs=tuple(tensor.shape for tensor in outputs),
-        values=tuple(name for name in step.outputs if name),
+    return (
+        kind,
+        tuple(numbers[field] for field in FIELDS),
+        tuple(tensor.shape for tensor in inputs if tensor is not None),
+        tuple(tensor.shape for tensor in outputs),
     )
 
 
-def _work(step: Step, inputs: list[Tensor | None], outputs: list[Tensor]) -> tuple[int, int]:
+def _work(node: Node, inputs: list[Tensor | None], outputs: list[Tensor]) -> tuple[int, int]:
     """Return multiply-accumulates and element-wise steps, by the formula of the operator where there is one."""
-    if step.op in _FREE:
+    if node.op in _FREE:
         return 0, 0
-    name = _ALIASES.get(step.op, step.op)
+    name = _ALIASES.get(node.op, node.op)
     formula = FORMULAS.get(name) or FORMULAS.get(name.rpartition("::")[2])
     if formula is None or not outputs:
         return 0, sum(tensor.numel for tensor in outputs)
-    if step.op == f"{DOMAIN}Conv":
+    if node.op == f"{DOMAIN}Conv":
         # Padded channels of a depthwise convolution and of plain input: what the weights say counts.
         weight, out = inputs[1], outputs[0]
         if weight is not None:
             return out.numel * prod(weight.shape[1:]), out.numel
-    node = Node(
-        name=step.sources[0] if step.sources else step.op,
-        op=name,
-        inputs=tuple(step.inputs),
-        outputs=tuple(step.outputs),
-        attributes=step.attributes,
-    )
-    try:
-        found = formula(Operands(node=node, inputs=tuple(inputs), outputs=tuple(outputs)))
-    except (IndexError, ValueError, ZeroDivisionError) as error:
-        raise GraphError(f"node {node.name!r} ({step.op}): its shapes do not fit the operator ({error})") from None
+    found = formula(Operands(node=node, inputs=tuple(inputs), outputs=tuple(outputs)))
     return found.macs, found.steps
 
 
 def _convolution(
-    numbers: dict[str, float], step: Step, source: tuple[int, ...], weight: tuple[int, ...], out: tuple[int, ...]
+    numbers: dict[str, float], node: Node, source: tuple[int, ...], weight: tuple[int, ...], out: tuple[int, ...]
 ) -> str:
-    group = step.integer("group", 1)
+    group = node.integer("group", 1)
     kernel = weight[2:]
     numbers["batch"], numbers["group"] = float(source[0]), float(group)
     numbers["channels_in"], numbers["channels_out"] = float(source[1]), float(out[1])
     numbers["kernel_h"], numbers["kernel_w"] = float(kernel[0]), float(kernel[-1])
     for number, name in (("stride", "strides"), ("dilation", "dilations")):
-        numbers[number] = float(max(step.ints(name, ()), default=1))
+        numbers[number] = float(max(node.ints(name, ()), default=1))
     numbers["side_in"] = float(prod(source[2:])) ** 0.5
     numbers["side_out"] = float(prod(out[2:])) ** 0.5
     per_group = max(1, out[1] // group)
@@ -185,14 +231,14 @@ def _convolution(
         form = "3x3"
     else:
         form = "other"
-    if step.attributes.get("unfolded"):
+    if node.attributes.get("unfolded"):
         # One algorithm for all: the groups one after another, each a product, of the input as it is or unfolded.
-        return f"{_plain(step.op)} {'in place' if set(kernel) == {1} and numbers['stride'] == 1 else 'unfolded'}"
-    if step.attributes.get("plain_input"):
+        return f"{_plain(node.op)} {'in place' if set(kernel) == {1} and numbers['stride'] == 1 else 'unfolded'}"
+    if node.attributes.get("plain_input"):
         form += "/plain input"
     if form in ("1x1", "3x3", "depthwise") and numbers["stride"] > 1:
         form += "/strided"
-    return f"{_plain(step.op)} {form}"
+    return f"{_plain(node.op)} {form}"
 
 
 def _plain(op: str) -> str:
@@ -200,8 +246,8 @@ def _plain(op: str) -> str:
     return op.removeprefix("com.microsoft::Fused")
 
 
-def _product(numbers: dict[str, float], step: Step, left: tuple[int, ...], out: tuple[int, ...], *, fixed: bool) -> str:
-    swapped = step.integer("transA", 0)
+def _product(numbers: dict[str, float], node: Node, left: tuple[int, ...], out: tuple[int, ...], *, fixed: bool) -> str:
+    swapped = node.integer("transA", 0)
     inner = left[-2 if swapped and len(left) > 1 else -1] if left else 1
     columns = out[-1] if out else 1
     if fixed:
@@ -212,14 +258,14 @@ def _product(numbers: dict[str, float], step: Step, left: tuple[int, ...], out: 
     numbers["rows"], numbers["columns"] = float(rows), float(columns)
     numbers["inner"], numbers["products"] = float(inner), float(products)
     row = " row" if rows == 1 else ""
-    return f"{_plain(step.op)} {'weights' if fixed else 'activations'}{row}"
+    return f"{_plain(node.op)} {'weights' if fixed else 'activations'}{row}"
 
 
-def _pool(numbers: dict[str, float], step: Step, source: tuple[int, ...], out: tuple[int, ...]) -> None:
-    sizes = step.ints("kernel_shape", ()) or source[2:]
+def _pool(numbers: dict[str, float], node: Node, source: tuple[int, ...], out: tuple[int, ...]) -> None:
+    sizes = node.ints("kernel_shape", ()) or source[2:]
     numbers["batch"], numbers["channels_in"], numbers["channels_out"] = map(float, (source[0], source[1], out[1]))
     numbers["kernel_h"], numbers["kernel_w"] = float(sizes[0]), float(sizes[-1])
-    numbers["stride"] = float(max(step.ints("strides", ()), default=1))
+    numbers["stride"] = float(max(node.ints("strides", ()), default=1))
     numbers["side_in"], numbers["side_out"] = float(prod(source[2:])) ** 0.5, float(prod(out[2:])) ** 0.5
 
 
@@ -233,11 +279,11 @@ def _kept_tail(perm: tuple[int, ...], shape: tuple[int, ...]) -> int:
     return kept
 
 
-def _moved_together(step: Step, shape: tuple[int, ...], outputs: list[Tensor]) -> int:
+def _moved_together(node: Node, shape: tuple[int, ...], outputs: list[Tensor]) -> int:
     """Count the elements that are copied in one piece: those of the axis and behind it."""
-    axis = step.integer("axis", 0)
-    smaller = outputs[0].shape if outputs and step.op != "Concat" else shape
-    if step.op == "Slice":
+    axis = node.integer("axis", 0)
+    smaller = outputs[0].shape if outputs and node.op != "Concat" else shape
+    if node.op == "Slice":
         changed = [i for i, (a, b) in enumerate(zip(shape, smaller, strict=False)) if a != b]
         axis = changed[-1] if changed else 0
     return prod(smaller[axis % len(smaller) :]) if smaller else 1

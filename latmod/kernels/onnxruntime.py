@@ -38,26 +38,24 @@ def optimise(graph: Graph, *, block: int) -> Rewriter:
     if block > 1:
         block_layout(work, block)
     _conv_add_activation(work)
-    for step in work.live():
-        if step.op in ("Conv", f"{MS}FusedConv"):
-            step.attributes["unfolded"] = 1
+    for step in work.live("Conv", f"{MS}FusedConv"):
+        step.attributes["unfolded"] = 1
     return work
 
 
 def _decompose(work: Rewriter) -> None:
     """HardSwish has no kernel of its own: it runs as x * HardSigmoid(x), as the ONNX standard defines it."""
-    for step in work.live():
-        if step.op == "HardSwish":
-            gate = work.declare(f"{step.out}:gate", step.inputs[0], work.shape(step.inputs[0]))
-            work.insert("HardSigmoid", step.inputs[0], gate, step, after=False)
-            work.rewire(step, [step.inputs[0], gate])
-            step.op, step.attributes = "Mul", {}
+    for step in work.live("HardSwish"):
+        gate = work.declare(f"{step.out}:gate", step.inputs[0], work.shape(step.inputs[0]))
+        work.insert("HardSigmoid", step.inputs[0], gate, step, after=False)
+        work.rewire(step, [step.inputs[0], gate])
+        step.op, step.attributes = "Mul", {}
 
 
 def _fold_into_convolutions(work: Rewriter) -> None:
     """ConvBNFusion, ConvMulFusion, ConvAddFusion: what follows a convolution, per channel, goes into its weights."""
-    for step in work.live():
-        if step.op != "Conv" or not _is_static(work, step.inputs[1:]):
+    for step in work.live("Conv"):
+        if not _is_static(work, step.inputs[1:]):
             continue
         while (after := work.only_reader(step.out)) is not None and _is_per_channel(work, step, after):
             work.absorb(step, after)
@@ -108,9 +106,7 @@ def _same_shape(work: Rewriter, step: Step) -> bool:
 
 def _layer_norm(work: Rewriter) -> None:
     """LayerNormFusion: mean, subtract, square, mean, add epsilon, root, divide, and scale and shift if they follow."""
-    for root in work.live():
-        if root.op != "Sqrt":
-            continue
+    for root in work.live("Sqrt"):
         plus = work.producers.get(root.inputs[0])
         variance = next((p for name in plus.inputs if (p := work.producers.get(name))), None) if plus else None
         if plus is None or variance is None or plus.op != "Add" or variance.op != "ReduceMean":
@@ -137,8 +133,8 @@ def _layer_norm(work: Rewriter) -> None:
 
 def _join_reshapes(work: Rewriter) -> None:
     """ReshapeFusion: of two that follow each other one is enough."""
-    for step in work.live():
-        before = work.producers.get(step.inputs[0]) if step.op in ("Reshape", "Unsqueeze") else None
+    for step in work.live("Reshape", "Unsqueeze"):
+        before = work.producers.get(step.inputs[0])
         if before is not None and before.op == "Reshape" and work.only_reader(before.out) is step:
             step.op = "Reshape"
             step.sources += before.sources
@@ -197,8 +193,8 @@ def _start(work: Rewriter, step: Step) -> int:
 
 def _conv_activation(work: Rewriter) -> None:
     """ConvActivationFusion."""
-    for step in work.live():
-        after = work.only_reader(step.out) if step.op == "Conv" else None
+    for step in work.live("Conv"):
+        after = work.only_reader(step.out)
         if after is not None and after.op in _CONV_ACTIVATIONS and after.inputs[0] == step.out:
             work.absorb(step, after)
             step.op = f"{MS}FusedConv"
@@ -207,9 +203,7 @@ def _conv_activation(work: Rewriter) -> None:
 
 def _bias_gelu(work: Rewriter) -> None:
     """BiasGeluFusion: a static row is added within the Gelu."""
-    for step in work.live():
-        if step.op not in (f"{MS}Gelu", "Gelu"):
-            continue
+    for step in work.live(f"{MS}Gelu", "Gelu"):
         before = work.producers.get(step.inputs[0])
         if before is None or before.op != "Add" or work.only_reader(before.out) is not step:
             continue
@@ -224,9 +218,7 @@ def _skip_layer_norm(work: Rewriter) -> None:
 
     So is the sum with a static row before it, on either side.
     """
-    for step in work.live():
-        if step.op != "LayerNormalization":
-            continue
+    for step in work.live("LayerNormalization"):
         total = work.producers.get(step.inputs[0])
         if total is None or total.op != "Add" or work.only_reader(total.out) is not step:
             continue
@@ -248,9 +240,7 @@ def _skip_layer_norm(work: Rewriter) -> None:
 
 def _quick_gelu(work: Rewriter) -> None:
     """QuickGeluFusion: x * Sigmoid(x), with a factor before the Sigmoid or without."""
-    for step in work.live():
-        if step.op != "Sigmoid":
-            continue
+    for step in work.live("Sigmoid"):
         after = work.only_reader(step.out)
         if after is None or after.op != "Mul":
             continue
@@ -265,8 +255,8 @@ def _quick_gelu(work: Rewriter) -> None:
 
 def _conv_add_activation(work: Rewriter) -> None:
     """ConvAddActivationFusion: outside the blocked layout, a sum of equal shapes and what follows it."""
-    for step in work.live():
-        if step.op != "Conv" or len(step.inputs) < 3 or len(work.shape(step.out)) != 4:
+    for step in work.live("Conv"):
+        if len(step.inputs) < 3 or len(work.shape(step.out)) != 4:
             continue
         after = work.only_reader(step.out)
         if after is None or after.op != "Add" or work.shape(after.inputs[0]) != work.shape(after.inputs[1]):

@@ -11,8 +11,8 @@ _GEMM_ACTIVATIONS = frozenset({"Relu", "Sigmoid", "Tanh", "LeakyRelu", "HardSigm
 
 def matmul_add(work: Rewriter) -> None:
     """MatMulAddFusion: a product with one matrix plus a row is a Gemm; reshapes flatten rows of more dims."""
-    for step in work.live():
-        if step.op != "MatMul" or len(work.shape(step.inputs[1])) != 2:
+    for step in work.live("MatMul"):
+        if len(work.shape(step.inputs[1])) != 2:
             continue
         after, left = work.only_reader(step.out), work.shape(step.inputs[0])
         if after is None or after.op != "Add" or not left:
@@ -42,9 +42,7 @@ def transposed_products(work: Rewriter) -> None:
 
     So does one that moves the first dim behind the batch, with or without such a swap.
     """
-    for step in work.live():
-        if step.op not in ("MatMul", f"{MS}FusedMatMul"):
-            continue
+    for step in work.live("MatMul", f"{MS}FusedMatMul"):
         for position, flag in ((0, "transA"), (1, "transB")):
             before = work.producers.get(step.inputs[position])
             if before is None or before.op != "Transpose":
@@ -67,8 +65,8 @@ def transposed_products(work: Rewriter) -> None:
 
 def gemm_activation(work: Rewriter) -> None:
     """GemmActivationFusion."""
-    for step in work.live():
-        after = work.only_reader(step.out) if step.op == "Gemm" else None
+    for step in work.live("Gemm"):
+        after = work.only_reader(step.out)
         if after is not None and after.op in _GEMM_ACTIVATIONS:
             work.absorb(step, after)
             step.op = f"{MS}FusedGemm"
@@ -77,9 +75,7 @@ def gemm_activation(work: Rewriter) -> None:
 
 def scaled_products(work: Rewriter) -> None:
     """MatMulScaleFusion: a factor before or after a product of matrices goes into it."""
-    for step in work.live():
-        if step.op not in ("MatMul", f"{MS}FusedMatMul"):
-            continue
+    for step in work.live("MatMul", f"{MS}FusedMatMul"):
         changed = False
         for position in (0, 1):
             before = work.producers.get(step.inputs[position])

@@ -63,9 +63,9 @@ class Rewriter:
             if name:
                 self.readers.setdefault(name, []).append(step)
 
-    def live(self) -> Iterator[Step]:
-        """Yield the steps that are left, in order; steps may be removed meanwhile."""
-        for step in tuple(self.steps):
+    def live(self, *ops: str) -> Iterator[Step]:
+        """Yield the steps that are left, in order, or those of some operators; steps may be removed meanwhile."""
+        for step in [step for step in self.steps if not ops or step.op in ops]:
             if not step.gone:
                 yield step
 

@@ -47,8 +47,8 @@ def _drop_unread(work: Rewriter, step: Step) -> None:
 
 def _join(work: Rewriter) -> bool:
     changed = False
-    for step in work.live():
-        before = work.producers.get(step.inputs[0]) if step.op == "Transpose" else None
+    for step in work.live("Transpose"):
+        before = work.producers.get(step.inputs[0])
         if before is None or before.op != "Transpose":
             continue
         first, second = permutation(work, before), permutation(work, step)
@@ -67,8 +67,8 @@ def _join(work: Rewriter) -> bool:
 def _push_through_gathers(work: Rewriter) -> bool:
     """Gather one position first and transpose what is left."""
     changed = False
-    for step in work.live():
-        before = work.producers.get(step.inputs[0]) if step.op == "Gather" else None
+    for step in work.live("Gather"):
+        before = work.producers.get(step.inputs[0])
         if before is None or before.op != "Transpose" or work.shape(step.inputs[1]) != () or step.out in work.results:
             continue
         perm = permutation(work, before)
@@ -104,8 +104,8 @@ def _push_through_reductions(work: Rewriter) -> bool:
 def _push_through_sums(work: Rewriter) -> bool:
     """Combine first and transpose once, where both inputs carry the same transpose."""
     changed = False
-    for step in work.live():
-        if step.op not in _BINARY or len(step.inputs) != 2 or step.out in work.results:
+    for step in work.live(*_BINARY):
+        if len(step.inputs) != 2 or step.out in work.results:
             continue
         before = [work.producers.get(name) for name in step.inputs]
         pair = [one for one in before if one is not None and one.op == "Transpose"]
@@ -124,8 +124,8 @@ def _push_through_sums(work: Rewriter) -> bool:
 def _push_through_unsqueezes(work: Rewriter) -> bool:
     """Reshape first and transpose what comes of it, where the reshape only adds a first dim of 1."""
     changed = False
-    for step in work.live():
-        before = work.producers.get(step.inputs[0]) if step.op in ("Reshape", "Unsqueeze") else None
+    for step in work.live("Reshape", "Unsqueeze"):
+        before = work.producers.get(step.inputs[0])
         if before is None or before.op != "Transpose" or step.out in work.results:
             continue
         if work.only_reader(before.out) is not step or work.shape(step.out) != (1, *work.shape(before.out)):
