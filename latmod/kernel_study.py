@@ -12,7 +12,7 @@ from latmod.borrowing import told_kernels
 from latmod.coverage import observe_ranges, share_group, unseen
 from latmod.kernel_fitting import parted, priced
 from latmod.labels import LabelledModel
-from latmod.scores import conformal_quantile
+from latmod.scores import NORMAL_90, conformal_quantile, median_known
 from latmod.study import COVERAGE, run_all
 from latmod.total_fitting import fit_sum
 
@@ -20,6 +20,10 @@ Floats = NDArray[np.float64]
 
 _FEW = 20
 _QUARTERS = 4
+_NORMAL_MEDIAN = 0.6745
+"""Median of the absolute value of a standard normal variable."""
+_LEAST_WIDTH = 0.5
+"""Of a quantile so much stays, however noisy the labels are."""
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,7 +150,19 @@ def quantiles(held: Sequence[Held], coverage: float = COVERAGE) -> tuple[float, 
         before = found[-1] if found else 0.0
         own = conformal_quantile(errors, coverage) if len(errors) >= _FEW else max(2.0 * before, 0.1)
         found.append(max(before, own))
-    return found[0], found[1], found[2]
+    noise = label_noise(held)
+    low, middle, high = (max(_LEAST_WIDTH * own, np.sqrt(max(0.0, own**2 - (NORMAL_90 * noise) ** 2))) for own in found)
+    return float(low), float(middle), float(high)
+
+
+def label_noise(held: Sequence[Held]) -> float:
+    """Return the standard deviation of the labels' logarithms, by how their halves differ; 0 where nobody knows.
+
+    The mean of two halves deviates half as much as they do from each other. What labels scatter by makes held-out
+    errors larger than the predictor's own: an interval promises the latency, not what a burst or two make of it.
+    """
+    between = median_known([one.noise for one in held])
+    return 0.0 if np.isnan(between) else between / _NORMAL_MEDIAN / 2.0
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):

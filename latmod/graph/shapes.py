@@ -56,15 +56,15 @@ def inferred(model: ModelProto, shapes: Shapes) -> tuple[ModelProto, dict[str, T
     changed = set_shapes(model, shapes)
     for value in fed_inputs(model):
         _check_input(value)
-    _check_order(model)
+    written = _check_order(model)
     try:
-        return _infer_all(model)
+        return _infer_all(model, written)
     except GraphError:
         if changed or not model.graph.value_info:
             raise
     # Some exporters leave intermediate shapes that contradict the inputs; the inputs are right.
     _forget_shapes(model)
-    return _infer_all(model)
+    return _infer_all(model, written)
 
 
 def without_shape_arithmetic(model: ModelProto) -> ModelProto:
@@ -76,11 +76,12 @@ def without_shape_arithmetic(model: ModelProto) -> ModelProto:
     return model
 
 
-def _check_order(model: ModelProto) -> None:
-    """Refuse a value that is read before it is computed, or computed twice."""
+def _check_order(model: ModelProto) -> set[str]:
+    """Refuse a value that is read before it is computed, or computed twice; return the values that nodes compute."""
     defined = {value.name for value in model.graph.input} | {tensor.name for tensor in model.graph.initializer}
     defined.update(sparse.values.name for sparse in model.graph.sparse_initializer)
     defined.discard("")
+    given = frozenset(defined)
     for node in model.graph.node:
         unknown = set(node.input).difference(defined, ("",))
         if unknown:
@@ -91,16 +92,16 @@ def _check_order(model: ModelProto) -> None:
             name = next(name for name in written if name in defined)
             raise GraphError(f"node {node.name!r} ({node.op_type}) computes {name!r}, which exists already")
         defined.update(written)
+    return defined - given
 
 
-def _infer_all(model: ModelProto) -> tuple[ModelProto, dict[str, Tensor]]:
-    """Infer shapes; where that leaves gaps, compute the values that they hang on and infer again."""
+def _infer_all(model: ModelProto, written: set[str]) -> tuple[ModelProto, dict[str, Tensor]]:
+    """Infer shapes; where that leaves gaps among what is written, compute the values they hang on and infer again."""
     model = _infer(model)
     tensors = _static_tensors(model)
     known: dict[str, Array] = {}
     for _ in range(_MAX_FOLDS):
-        complete = all(name in tensors for node in model.graph.node for name in node.output if name)
-        if complete or not fold_shape_arithmetic(model, known):
+        if written <= tensors.keys() or not fold_shape_arithmetic(model, known):
             break
         model = _infer(model)
         tensors = _static_tensors(model)

@@ -71,7 +71,10 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
 
 def describe(work: Rewriter) -> tuple[Kernel, ...]:
     """Return the kernels of a rewritten graph. Raises GraphError where shapes contradict an operator."""
-    return tuple(_kernel(work, step) for step in work.live())
+    operands = {
+        name: _Operand(tensor.dtype, tensor.shape, name in work.static) for name, tensor in work.tensors.items()
+    }
+    return tuple(_kernel(step, operands) for step in work.live())
 
 
 class _Operand(msgspec.Struct, frozen=True):
@@ -98,11 +101,11 @@ class _Form(msgspec.Struct, frozen=True):
     attributes: tuple[tuple[str, Attribute], ...]
 
 
-def _kernel(work: Rewriter, step: Step) -> Kernel:
+def _kernel(step: Step, operands: dict[str, _Operand]) -> Kernel:
     form = _Form(
         step.op,
-        tuple([_operand(work, name) if name else None for name in step.inputs]),
-        tuple([_operand(work, name) for name in step.outputs if name in work.tensors]),
+        tuple([operands.get(name, _UNKNOWN) if name else None for name in step.inputs]),
+        tuple([operands[name] for name in step.outputs if name in operands]),
         tuple(step.attributes.items()),
     )
     try:
@@ -120,11 +123,6 @@ def _kernel(work: Rewriter, step: Step) -> Kernel:
         outputs=outputs,
         values=tuple([name for name in step.outputs if name]),
     )
-
-
-def _operand(work: Rewriter, name: str) -> _Operand:
-    tensor = work.tensors.get(name)
-    return _Operand(tensor.dtype, tensor.shape, name in work.static) if tensor is not None else _UNKNOWN
 
 
 _Described = tuple[str, tuple[float, ...], tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]
