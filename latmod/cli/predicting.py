@@ -87,8 +87,8 @@ def predict(
         except LatmodError as error:
             problems.append(error)
             click.echo(f"Error: {error}", err=True)
-    warn_of_other_machine(known)
     if found:
+        warn_of_other_machine(known)
         several = len({one.threads for one in found}) > 1
         rows = [_prediction_row(one, several) if style == "table" else msgspec.to_builtins(one) for one in found]
         write_rows(rows, style, output)
