@@ -143,7 +143,10 @@ def judge(
 
 
 def quantiles(held: Sequence[Held], coverage: float = COVERAGE) -> tuple[float, float, float]:
-    """Return the quantiles of |log error| for models with few, some and many kernels unseen; never shrinking."""
+    """Return the quantiles of |log error| for models with few, some and many kernels unseen; never shrinking.
+
+    What the labels scatter by is taken off, as if it and the predictor's own error were normal.
+    """
     found: list[float] = []
     for place in range(3):
         errors = np.array([one.log_error for one in held if share_group(one.unseen_share) == place])
