@@ -166,8 +166,9 @@ def merged(told: Training) -> Training:
     )
     first = np.unique(which, return_index=True)[1]
     known = np.isfinite(told.label_ns)
-    weights: Floats = np.bincount(which, np.where(known, told.weights, 0.0)).astype(np.float64)
-    logs = np.bincount(which, np.where(known, told.weights * np.log(np.where(known, told.label_ns, 1.0)), 0.0))
+    # What nothing was told of weighs nothing.
+    weights: Floats = np.bincount(which, told.weights).astype(np.float64)
+    logs = np.bincount(which, told.weights * np.log(np.where(known, told.label_ns, 1.0)))
     heavy = weights > 0.0
     return Training(
         kinds=[told.kinds[place] for place in first],

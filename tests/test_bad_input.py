@@ -121,6 +121,20 @@ def test_external_data_outside_the_folder_is_refused_and_never_read(tmp_path):
     assert secret.stat().st_atime_ns == before
 
 
+def test_external_data_in_an_attribute_that_says_it_holds_a_number_is_refused_too(tmp_path):
+    node = helper.make_node("Own", ["x"], ["y"], domain="mine")
+    node.attribute.add(name="value", type=onnx.AttributeProto.INT, t=external("../secret.bin"))
+    assert "outside the model's folder" in refusal(save(tmp_path / "m.onnx", [node]))
+
+
+def test_an_impossible_shape_that_a_file_states_is_refused(tmp_path):
+    path = save(tmp_path / "m.onnx", [helper.make_node("Own", ["x"], ["y"], domain="mine")])
+    model = onnx.load(path)
+    model.graph.value_info.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, [2**50]))
+    onnx.save(model, path)
+    assert "impossible shape" in refusal(path)
+
+
 def test_missing_external_file_is_fine(tmp_path):
     node = helper.make_node("Add", ["x", "w"], ["y"])
     for length in (8, 8 << 20):

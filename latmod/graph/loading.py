@@ -17,7 +17,6 @@ from latmod.graph.wire import INDEX_BYTES, SMALL_BYTES, cut_weights
 _MAX_BYTES = 2**31 - 1
 _INDEX_TYPES = frozenset({TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL})
 _CONTROL_FLOW = frozenset({AttributeProto.GRAPH, AttributeProto.GRAPHS})
-_TENSOR, _TENSORS, _UNDEFINED = AttributeProto.TENSOR, AttributeProto.TENSORS, AttributeProto.UNDEFINED
 
 
 def load(path: Path) -> ModelProto:
@@ -86,12 +85,10 @@ def _check_nodes(graph: GraphProto, path: Path) -> list[TensorProto]:
         names = [node.name, node.op_type, node.domain, *node.input, *node.output]
         for attribute in node.attribute:
             names.append(attribute.name)
-            kind = attribute.type
-            if kind == _TENSOR or (kind == _UNDEFINED and attribute.HasField("t")):
+            if attribute.HasField("t"):
                 tensors.append(attribute.t)
-            elif kind == _TENSORS:
-                tensors.extend(attribute.tensors)
-            elif kind in _CONTROL_FLOW:
+            tensors.extend(attribute.tensors)
+            if attribute.type in _CONTROL_FLOW:
                 raise GraphError(
                     f"{path}: node {node.name or node.output[:1]} ({node.op_type}) runs a subgraph: its latency "
                     "depends on the data; export the model without control flow"

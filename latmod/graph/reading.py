@@ -8,10 +8,12 @@ from struct import Struct
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, defs
 
 from latmod.errors import GraphError
-from latmod.graph.loading import array_of, has_data, load, one_line
+from latmod.graph.loading import array_of, dtype_name, has_data, load, one_line
 from latmod.graph.records import Attribute, Graph, Node, Scalar, Tensor, link, static_values
-from latmod.graph.shapes import Shapes, checked_tensor, fed_inputs, inferred, static_shape
+from latmod.graph.shapes import Shapes, Typed, fed_inputs, inferred
 
+# 2**40 elements are 4 TB of float32: no such network runs, so a larger number is a damaged file.
+_MAX_NUMEL = 2**40
 _ONNX = ("", "ai.onnx")
 # Constants longer than this never steer a cost.
 _MAX_CONSTANT = 4096
@@ -43,17 +45,20 @@ def read_graph(path: Path, shapes: Shapes | None = None) -> Graph:
         raise GraphError(f"{path}: {one_line(error)}") from None
 
 
-def _build(model: ModelProto, computed: dict[str, Tensor], name: str) -> Graph:
-    """Make the records of a model whose values with static shapes are `computed`."""
+def _tensor(name: str, data_type: int, shape: tuple[int, ...]) -> Tensor:
+    if min(shape, default=0) < 0 or prod(shape) > _MAX_NUMEL:
+        raise GraphError(f"value {name!r} has an impossible shape {shape}")
+    return Tensor(name=name, dtype=dtype_name(data_type), shape=shape)
+
+
+def _build(model: ModelProto, values: Typed, name: str) -> Graph:
+    """Make the records of a model; `values` are its inputs and what nodes compute, where shapes are static."""
     graph = model.graph
     initializers, constants = _initializers(model)
-    fed = fed_inputs(model)
-    tensors: dict[str, Tensor] = {}
-    for value in fed:
-        shape = static_shape(value.type)
-        if shape is not None:
-            tensors[value.name] = checked_tensor(value.name, value.type.tensor_type.elem_type, shape)
-    tensors |= computed | initializers
+    tensors = dict(initializers)
+    for value, (data_type, shape) in values.items():
+        if value not in initializers:
+            tensors[value] = _tensor(value, data_type, shape)
     nodes = _nodes(graph.node)
     for node, proto in zip(nodes, graph.node, strict=True):
         if node.op == "Constant":
@@ -68,7 +73,7 @@ def _build(model: ModelProto, computed: dict[str, Tensor], name: str) -> Graph:
     return Graph(
         name=name,
         opset=next((o.version for o in model.opset_import if o.domain in _ONNX), 0),
-        inputs=tuple(tensors[value.name] for value in fed),
+        inputs=tuple(tensors[value.name] for value in fed_inputs(model)),
         outputs=tuple(tensors[value.name] for value in graph.output if value.name in tensors),
         nodes=nodes,
         initializers=initializers,
@@ -85,12 +90,12 @@ def _initializers(model: ModelProto) -> tuple[dict[str, Tensor], dict[str, tuple
     initializers: dict[str, Tensor] = {}
     constants: dict[str, tuple[Scalar, ...]] = {}
     for proto in model.graph.initializer:
-        tensor = initializers[proto.name] = checked_tensor(proto.name, proto.data_type, tuple(proto.dims))
+        tensor = initializers[proto.name] = _tensor(proto.name, proto.data_type, tuple(proto.dims))
         if tensor.numel <= _MAX_CONSTANT and has_data(proto):
             constants[proto.name] = _values(proto)
     for sparse in model.graph.sparse_initializer:
         name = sparse.values.name
-        initializers[name] = checked_tensor(name, sparse.values.data_type, tuple(sparse.dims))
+        initializers[name] = _tensor(name, sparse.values.data_type, tuple(sparse.dims))
     return initializers, constants
 
 
@@ -115,12 +120,12 @@ def _constant(
     for attribute in proto.attribute:
         if attribute.name == "value":
             value = attribute.t
-            tensors[name] = tensor = checked_tensor(name, value.data_type, tuple(value.dims))
+            tensors[name] = tensor = _tensor(name, value.data_type, tuple(value.dims))
             if tensor.numel <= _MAX_CONSTANT and has_data(value):
                 constants[name] = _values(value)
         elif attribute.name == "sparse_value":
             dims, kind = attribute.sparse_tensor.dims, attribute.sparse_tensor.values.data_type
-            tensors[name] = checked_tensor(name, kind, tuple(dims))
+            tensors[name] = _tensor(name, kind, tuple(dims))
         elif attribute.type in (AttributeProto.INT, AttributeProto.FLOAT):
             constants[name] = (attribute.i if attribute.type == AttributeProto.INT else attribute.f,)
         elif attribute.type in (AttributeProto.INTS, AttributeProto.FLOATS):

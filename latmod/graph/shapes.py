@@ -1,7 +1,6 @@
 """Set the dims of a model's inputs and infer those of every other value."""
 
 from collections.abc import Mapping
-from math import prod
 from pathlib import Path
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -14,10 +13,10 @@ from latmod.graph.records import Tensor
 
 # Each pass resolves one link in a chain such as Shape of a Reshape to a Shape; a Swin transformer needs 16.
 _MAX_FOLDS = 100
-# 2**40 elements are 4 TB of float32: no such network runs, so a larger number is a damaged file.
-_MAX_NUMEL = 2**40
 
 Shapes = Mapping[str, tuple[int, ...]]
+Typed = dict[str, tuple[int, tuple[int, ...]]]
+"""Element type (a number of ONNX's) and static shape of values, by name."""
 
 
 def set_shapes(model: ModelProto, shapes: Shapes) -> bool:
@@ -51,8 +50,8 @@ def read_inputs(path: Path) -> tuple[Tensor, ...]:
     )
 
 
-def inferred(model: ModelProto, shapes: Shapes) -> tuple[ModelProto, dict[str, Tensor]]:
-    """Set the dims of the inputs and infer those of every other value; return also the values with static shapes."""
+def inferred(model: ModelProto, shapes: Shapes) -> tuple[ModelProto, Typed]:
+    """Set the dims of the inputs and infer those of every other value; return also all values with static shapes."""
     changed = set_shapes(model, shapes)
     for value in fed_inputs(model):
         _check_input(value)
@@ -95,41 +94,28 @@ def _check_order(model: ModelProto) -> set[str]:
     return defined - given
 
 
-def _infer_all(model: ModelProto, written: set[str]) -> tuple[ModelProto, dict[str, Tensor]]:
+def _infer_all(model: ModelProto, written: set[str]) -> tuple[ModelProto, Typed]:
     """Infer shapes; where that leaves gaps among what is written, compute the values they hang on and infer again."""
-    model = _infer(model)
-    tensors = _static_tensors(model)
+    model, values = _infer(model)
     known: dict[str, Array] = {}
     for _ in range(_MAX_FOLDS):
-        if written <= tensors.keys() or not fold_shape_arithmetic(model, known):
+        if written <= values.keys() or not fold_shape_arithmetic(model, known):
             break
-        model = _infer(model)
-        tensors = _static_tensors(model)
-    return model, tensors
+        model, values = _infer(model)
+    return model, values
 
 
-def _static_tensors(model: ModelProto) -> dict[str, Tensor]:
-    """Return the values that nodes compute, as far as their shapes are static."""
-    found = {}
-    for value in (*model.graph.value_info, *model.graph.output):
-        shape = static_shape(value.type)
-        if shape is not None:
-            found[value.name] = checked_tensor(value.name, value.type.tensor_type.elem_type, shape)
-    return found
-
-
-def checked_tensor(name: str, data_type: int, shape: tuple[int, ...]) -> Tensor:
-    """Describe a value by its ONNX element type and dims. Raises GraphError where these cannot be."""
-    if min(shape, default=0) < 0 or prod(shape) > _MAX_NUMEL:
-        raise GraphError(f"value {name!r} has an impossible shape {shape}")
-    return Tensor(name=name, dtype=dtype_name(data_type), shape=shape)
-
-
-def _infer(model: ModelProto) -> ModelProto:
+def _infer(model: ModelProto) -> tuple[ModelProto, Typed]:
     try:
-        return shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        model = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except (shape_inference.InferenceError, RuntimeError, ValueError, DecodeError) as error:
         raise GraphError(f"shapes do not fit: {one_line(error)}") from None
+    values: Typed = {}
+    for value in (*fed_inputs(model), *model.graph.value_info, *model.graph.output):
+        shape = static_shape(value.type)
+        if shape is not None:
+            values[value.name] = value.type.tensor_type.elem_type, shape
+    return model, values
 
 
 def fed_inputs(model: ModelProto) -> list[ValueInfoProto]:

@@ -10,6 +10,7 @@ from latmod.errors import GraphError
 from latmod.graph import Attribute, Node, Tensor
 from latmod.kernels.nchwc import DOMAIN
 from latmod.kernels.rewriting import Rewriter, Step
+from latmod.kernels.transposes import order_of_dims
 
 # Engines give these a new name for the same memory; all that is left is the call.
 _FREE = VIEWS - {"Dropout", "Identity"}
@@ -157,7 +158,7 @@ def _describe(form: _Form) -> _Described:
     elif "Pool" in node.op and len(shape) == 4 and outputs:
         _pool(numbers, node, shape, outputs[0].shape)
     elif node.op == "Transpose":
-        perm = node.ints("perm", tuple(reversed(range(len(shape)))))
+        perm = order_of_dims(node, len(shape))
         numbers["last_moves"] = float(bool(perm) and perm[-1] != len(perm) - 1)
         numbers["inner"] = float(_kept_tail(perm, shape))
     elif node.op == "Clip" and sum(one is not None for one in form.inputs[1:]) + len(form.attributes) == 1:

@@ -5,6 +5,7 @@ reductions that keep their dims, and through sums whose inputs all carry the sam
 become one.
 """
 
+from latmod.graph import Attributed
 from latmod.kernels.rewriting import Rewriter, Step
 
 _BINARY = frozenset({"Add", "Mul", "Sub", "Div"})
@@ -25,7 +26,12 @@ def move_transposes(work: Rewriter) -> None:
 
 def permutation(work: Rewriter, step: Step) -> tuple[int, ...]:
     """Give the order of dims that a Transpose makes."""
-    return step.ints("perm", tuple(reversed(range(len(work.shape(step.inputs[0]))))))
+    return order_of_dims(step, len(work.shape(step.inputs[0])))
+
+
+def order_of_dims(transpose: Attributed, rank: int) -> tuple[int, ...]:
+    """Give the order that a Transpose makes of so many dims: where it does not say, the reverse."""
+    return transpose.ints("perm", tuple(reversed(range(rank))))
 
 
 def _transpose_after(
