@@ -24,7 +24,8 @@ def render(rows: Sequence[Row], style: Format) -> str:
     """Return rows as text that ends in a newline; columns stand in the order of their first appearance."""
     match style:
         case Format.JSON:
-            return json.dumps([dict(row) for row in rows], indent=1, allow_nan=False, default=list) + "\n"
+            known = [{key: _known(cell) for key, cell in row.items()} for row in rows]
+            return json.dumps(known, indent=1, allow_nan=False, default=list) + "\n"
         case Format.CSV:
             return _csv(rows)
         case Format.MD:
@@ -68,12 +69,19 @@ def _text(cell: Cell) -> str:
             return "; ".join(cell)
 
 
+def _known(cell: Cell) -> Cell:
+    """Return None for a number that nobody knows (the noise of one round), which JSON has no word for."""
+    return None if isinstance(cell, float) and not math.isfinite(cell) else cell
+
+
 def _csv(rows: Sequence[Row]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, _columns(rows), restval="", lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({key: "; ".join(cell) if isinstance(cell, list | tuple) else cell for key, cell in row.items()})
+        writer.writerow(
+            {key: "; ".join(cell) if isinstance(cell, list | tuple) else _known(cell) for key, cell in row.items()}
+        )
     return out.getvalue()
 
 

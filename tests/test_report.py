@@ -26,6 +26,12 @@ def test_json_is_a_list_of_flat_objects() -> None:
     ]
 
 
+def test_what_nobody_knows_is_null_or_empty() -> None:
+    rows: list[Row] = [{"model": "a", "noise": float("nan")}]
+    assert json.loads(render(rows, Format.JSON)) == [{"model": "a", "noise": None}]
+    assert render(rows, Format.CSV) == "model,noise\na,\n"
+
+
 def test_csv_has_every_column_and_joins_sentences() -> None:
     rows = list(csv.DictReader(io.StringIO(render(ROWS, Format.CSV))))
     assert [row["latency_ms"] for row in rows] == ["12.3456", "0.00123"]

@@ -21,7 +21,7 @@ def explicit_model(path: Path, weights: Iterable[tuple[str, np.ndarray]]) -> Mod
     inputs that are left out too: onnx2torch takes weights and bounds only as initialisers, fails where a copy shares
     one, and takes an empty name for a name. Raises GraphError.
     """
-    model = without_shape_arithmetic(load(path))
+    model = without_shape_arithmetic(load(path).model)
     _inline_constants(model)
     return filled(model, weights)
 

@@ -1,41 +1,51 @@
 """Open an `.onnx` file as a protobuf model without its weights, or refuse it in one line."""
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from latmod.errors import GraphError
+from latmod.graph.nodes import check_texts, read_nodes
+from latmod.graph.records import Node
 from latmod.graph.wire import INDEX_BYTES, SMALL_BYTES, cut_weights
 
 # Protobuf cannot hold more; larger models keep their weights in external data, which is not read.
 _MAX_BYTES = 2**31 - 1
 _INDEX_TYPES = frozenset({TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL})
-_CONTROL_FLOW = frozenset({AttributeProto.GRAPH, AttributeProto.GRAPHS})
 
 
-def load(path: Path) -> ModelProto:
+class Loaded(msgspec.Struct, frozen=True):
+    """Hold a model and its nodes."""
+
+    model: ModelProto
+    nodes: tuple[Node, ...]
+
+
+def load(path: Path) -> Loaded:
     """Read a model without the data of its large tensors, local functions inlined. Raises GraphError."""
     model = _parse(path)
     if not model.HasField("graph") or not (model.graph.node or model.graph.input or model.graph.output):
         raise GraphError(f"{path}: not an ONNX model, or one without a graph")
-    tensors = [*model.graph.initializer, *_check_nodes(model.graph, path)]
-    for sparse in model.graph.sparse_initializer:
-        tensors += [sparse.values, sparse.indices]
-    _check_text(model, tensors, path)
-    places: dict[str, Path] = {}
-    for tensor in tensors:
-        if tensor.data_location == TensorProto.EXTERNAL:
-            _check_external(tensor, path, places)
-    if model.functions:
-        model = _inline(model, path)
-        _check_nodes(model.graph, path)
-    return model
+    try:
+        nodes, held = read_nodes(model.graph.node)
+        tensors = [*model.graph.initializer, *held]
+        for sparse in model.graph.sparse_initializer:
+            tensors += [sparse.values, sparse.indices]
+        _check_text(model, tensors)
+        _read_external(tensors, path.parent)
+        if model.functions:
+            model = _inline(model)
+            nodes, _ = read_nodes(model.graph.node)
+    except GraphError as error:
+        raise GraphError(f"{path}: {error}") from None
+    return Loaded(model, nodes)
 
 
 def _parse(path: Path) -> ModelProto:
@@ -66,63 +76,40 @@ def _parse(path: Path) -> ModelProto:
     return model
 
 
-def _inline(model: ModelProto, path: Path) -> ModelProto:
+def _inline(model: ModelProto) -> ModelProto:
     from onnx import inliner
 
     try:
         return inliner.inline_local_functions(model)
     except (RuntimeError, ValueError, DecodeError) as error:
-        raise GraphError(f"{path}: its local functions cannot be inlined: {one_line(error)}") from None
+        raise GraphError(f"its local functions cannot be inlined: {one_line(error)}") from None
 
 
-def _check_nodes(graph: GraphProto, path: Path) -> list[TensorProto]:
-    """Refuse nodes that run subgraphs and names that are not UTF-8; return the tensors that nodes hold.
-
-    All in one walk: a graph has thousands of nodes, and protobuf takes longer to hand them out than we to look at them.
-    """
-    tensors: list[TensorProto] = []
-    for node in graph.node:
-        names = [node.name, node.op_type, node.domain, *node.input, *node.output]
-        for attribute in node.attribute:
-            names.append(attribute.name)
-            if attribute.HasField("t"):
-                tensors.append(attribute.t)
-            tensors.extend(attribute.tensors)
-            if attribute.type in _CONTROL_FLOW:
-                raise GraphError(
-                    f"{path}: node {node.name or node.output[:1]} ({node.op_type}) runs a subgraph: its latency "
-                    "depends on the data; export the model without control flow"
-                )
-        _check_names(names, path)
-    return tensors
-
-
-def _check_text(model: ModelProto, tensors: list[TensorProto], path: Path) -> None:
-    """Refuse names elsewhere that are not UTF-8."""
+def _check_text(model: ModelProto, tensors: list[TensorProto]) -> None:
+    """Refuse names outside the nodes that are not UTF-8."""
     graph = model.graph
     names = [tensor.name for tensor in tensors]
     names += [text for t in tensors for entry in t.external_data for text in (entry.key, entry.value)]
     names += [value.name for value in (*graph.input, *graph.output, *graph.value_info)]
     names += [opset.domain for opset in model.opset_import]
-    _check_names(names, path)
+    check_texts(map(type, names))
 
 
-def _check_names(names: list[str], path: Path) -> None:
-    """Refuse what is no text: protobuf hands names that are not UTF-8 out as bytes."""
-    if set(map(type, names)) - {str}:
-        raise GraphError(f"{path}: damaged: a name in it is not UTF-8 text")
+def _read_external(tensors: Iterable[TensorProto], folder: Path) -> None:
+    """Refuse external data outside the model's folder, and read what is inside and small enough to steer shapes."""
+    # A model has thousands of tensors in one file.
+    places: dict[str, Path] = {}
+    for tensor in tensors:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            _read_one(tensor, folder, places)
 
 
-def _check_external(tensor: TensorProto, path: Path, places: dict[str, Path]) -> None:
-    """Refuse external data outside the model's folder, and read what is inside and small enough to steer shapes.
-
-    `places` remembers the files that were checked: a model has thousands of tensors in one file.
-    """
+def _read_one(tensor: TensorProto, folder: Path, places: dict[str, Path]) -> None:
     fields = {entry.key: entry.value for entry in tensor.external_data}
     location = fields.get("location", "")
     try:
         if location not in places:
-            places[location] = _external_place(tensor, location, path)
+            places[location] = _external_place(tensor, location, folder)
         data = places[location]
         offset, length = int(fields.get("offset") or 0), int(fields.get("length") or 0)
         limit = INDEX_BYTES if tensor.data_type in _INDEX_TYPES else SMALL_BYTES
@@ -132,21 +119,19 @@ def _check_external(tensor: TensorProto, path: Path, places: dict[str, Path]) ->
             file.seek(offset)
             raw = file.read(length)
     except (OSError, ValueError, OverflowError, RuntimeError) as error:
-        raise GraphError(f"{path}: external data of tensor {tensor.name!r} cannot be read: {one_line(error)}") from None
+        raise GraphError(f"external data of tensor {tensor.name!r} cannot be read: {one_line(error)}") from None
     if len(raw) == length:
         tensor.raw_data = raw
         tensor.data_location = TensorProto.DEFAULT
         del tensor.external_data[:]
 
 
-def _external_place(tensor: TensorProto, location: str, path: Path) -> Path:
-    folder = path.parent.resolve()
+def _external_place(tensor: TensorProto, location: str, folder: Path) -> Path:
+    folder = folder.resolve()
     data = (folder / location).resolve()
     inside = bool(location) and ".." not in Path(location).parts and data.is_relative_to(folder)
     if not inside or Path(location).is_absolute():
-        raise GraphError(
-            f"{path}: tensor {tensor.name!r} wants data from {location!r}, outside the model's folder: refused"
-        )
+        raise GraphError(f"tensor {tensor.name!r} wants data from {location!r}, outside the model's folder: refused")
     return data
 
 

@@ -1,6 +1,5 @@
 """Turn an `.onnx` file into a static `Graph`: shapes set, inferred and checked."""
 
-from collections.abc import Callable, Iterable
 from math import prod
 from pathlib import Path
 from struct import Struct
@@ -9,26 +8,17 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, defs
 
 from latmod.errors import GraphError
 from latmod.graph.loading import array_of, dtype_name, has_data, load, one_line
-from latmod.graph.records import Attribute, Graph, Node, Scalar, Tensor, link, static_values
-from latmod.graph.shapes import Shapes, Typed, fed_inputs, inferred
+from latmod.graph.nodes import ONNX
+from latmod.graph.records import Graph, Node, Scalar, Tensor, link, static_values
+from latmod.graph.shapes import Inferred, Shapes, fed_inputs, inferred
 
 # 2**40 elements are 4 TB of float32: no such network runs, so a larger number is a damaged file.
 _MAX_NUMEL = 2**40
-_ONNX = ("", "ai.onnx")
 # Constants longer than this never steer a cost.
 _MAX_CONSTANT = 4096
 # What shapes and scalars are kept in; read at once, as there are thousands of them (numpy takes 30 us for each).
 _PLAIN: dict[int, Struct] = {TensorProto.INT64: Struct("<q"), TensorProto.FLOAT: Struct("<f")}
 _NOT_REAL = frozenset({TensorProto.STRING, TensorProto.COMPLEX64, TensorProto.COMPLEX128, TensorProto.UNDEFINED})
-# Tensors, graphs and types are no plain attributes.
-_PLAIN_ATTRIBUTES: dict[int, Callable[[AttributeProto], Attribute]] = {
-    AttributeProto.INT: lambda a: int(a.i),
-    AttributeProto.FLOAT: lambda a: float(a.f),
-    AttributeProto.STRING: lambda a: bytes(a.s).decode("utf-8", "replace"),
-    AttributeProto.INTS: lambda a: tuple(a.ints),
-    AttributeProto.FLOATS: lambda a: tuple(a.floats),
-    AttributeProto.STRINGS: lambda a: tuple(s.decode("utf-8", "replace") for s in a.strings),
-}
 
 
 def read_graph(path: Path, shapes: Shapes | None = None) -> Graph:
@@ -38,9 +28,9 @@ def read_graph(path: Path, shapes: Shapes | None = None) -> Graph:
     Weights are never read. Raises GraphError, one line, for anything that is not one static graph.
     """
     path = Path(path)
-    model = load(path)
+    loaded = load(path)
     try:
-        return _build(*inferred(model, dict(shapes or {})), path.stem)
+        return _build(inferred(loaded.model, loaded.nodes, dict(shapes or {})), path.stem)
     except GraphError as error:
         raise GraphError(f"{path}: {one_line(error)}") from None
 
@@ -51,15 +41,14 @@ def _tensor(name: str, data_type: int, shape: tuple[int, ...]) -> Tensor:
     return Tensor(name=name, dtype=dtype_name(data_type), shape=shape)
 
 
-def _build(model: ModelProto, values: Typed, name: str) -> Graph:
-    """Make the records of a model; `values` are its inputs and what nodes compute, where shapes are static."""
+def _build(found: Inferred, name: str) -> Graph:
+    model, nodes = found.model, found.nodes
     graph = model.graph
     initializers, constants = _initializers(model)
     tensors = dict(initializers)
-    for value, (data_type, shape) in values.items():
+    for value, (data_type, shape) in found.values.items():
         if value not in initializers:
             tensors[value] = _tensor(value, data_type, shape)
-    nodes = _nodes(graph.node)
     for node, proto in zip(nodes, graph.node, strict=True):
         if node.op == "Constant":
             _constant(node, proto, tensors, constants)
@@ -72,7 +61,7 @@ def _build(model: ModelProto, values: Typed, name: str) -> Graph:
             raise GraphError(f"output {output.name!r} is computed by no node")
     return Graph(
         name=name,
-        opset=next((o.version for o in model.opset_import if o.domain in _ONNX), 0),
+        opset=next((o.version for o in model.opset_import if o.domain in ONNX), 0),
         inputs=tuple(tensors[value.name] for value in fed_inputs(model)),
         outputs=tuple(tensors[value.name] for value in graph.output if value.name in tensors),
         nodes=nodes,
@@ -130,22 +119,6 @@ def _constant(
             constants[name] = (attribute.i if attribute.type == AttributeProto.INT else attribute.f,)
         elif attribute.type in (AttributeProto.INTS, AttributeProto.FLOATS):
             constants[name] = tuple(attribute.ints or attribute.floats)
-
-
-def _nodes(protos: Iterable[NodeProto]) -> tuple[Node, ...]:
-    """Read the nodes, giving each a name of its own."""
-    nodes: list[Node] = []
-    names: set[str] = set()
-    for proto in protos:
-        inputs, outputs = tuple(proto.input), tuple(proto.output)
-        name = proto.name or f"{proto.op_type}_{next(iter(outputs), '')}"
-        name = name if name not in names else f"{name}#{len(nodes)}"
-        names.add(name)
-        domain = proto.domain
-        op = proto.op_type if domain in _ONNX else f"{domain}::{proto.op_type}"
-        attributes = {a.name: read(a) for a in proto.attribute if (read := _PLAIN_ATTRIBUTES.get(a.type))}
-        nodes.append(Node(name=name, op=op, inputs=inputs, outputs=outputs, attributes=attributes))
-    return tuple(nodes)
 
 
 def _shapeless(nodes: tuple[Node, ...], known: dict[str, Tensor], needed: set[str]) -> frozenset[str]:

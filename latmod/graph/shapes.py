@@ -1,15 +1,17 @@
 """Set the dims of a model's inputs and infer those of every other value."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import msgspec
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TypeProto, ValueInfoProto, shape_inference
 
 from latmod.errors import GraphError
 from latmod.graph.folding import Array, fold_shape_arithmetic
 from latmod.graph.loading import dtype_name, load, one_line
-from latmod.graph.records import Tensor
+from latmod.graph.nodes import check_order, read_nodes
+from latmod.graph.records import Node, Tensor
 
 # Each pass resolves one link in a chain such as Shape of a Reshape to a Shape; a Swin transformer needs 16.
 _MAX_FOLDS = 100
@@ -34,7 +36,7 @@ def set_shapes(model: ModelProto, shapes: Shapes) -> bool:
 
 def read_inputs(path: Path) -> tuple[Tensor, ...]:
     """Read the inputs alone, without inferring any shape. Raises GraphError where one has no static shape."""
-    values = fed_inputs(load(Path(path)))
+    values = fed_inputs(load(Path(path)).model)
     try:
         for value in values:
             _check_input(value)
@@ -50,51 +52,46 @@ def read_inputs(path: Path) -> tuple[Tensor, ...]:
     )
 
 
-def inferred(model: ModelProto, shapes: Shapes) -> tuple[ModelProto, Typed]:
-    """Set the dims of the inputs and infer those of every other value; return also all values with static shapes."""
+class Inferred(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold a model with all shapes inferred, its values that have static ones, and its nodes."""
+
+    model: ModelProto
+    values: Typed
+    nodes: tuple[Node, ...]
+
+
+def inferred(model: ModelProto, nodes: tuple[Node, ...], shapes: Shapes) -> Inferred:
+    """Set the dims of the inputs of a model with these nodes, infer those of every other value. Raises GraphError."""
     changed = set_shapes(model, shapes)
     for value in fed_inputs(model):
         _check_input(value)
-    written = _check_order(model)
+    written = check_order(nodes, _given(model))
     try:
-        return _infer_all(model, written)
+        return _infer_all(model, nodes, written)
     except GraphError:
         if changed or not model.graph.value_info:
             raise
     # Some exporters leave intermediate shapes that contradict the inputs; the inputs are right.
     _forget_shapes(model)
-    return _infer_all(model, written)
+    return _infer_all(model, nodes, written)
+
+
+def _given(model: ModelProto) -> Iterator[str]:
+    yield from (value.name for value in model.graph.input)
+    yield from (tensor.name for tensor in model.graph.initializer)
+    yield from (sparse.values.name for sparse in model.graph.sparse_initializer)
 
 
 def without_shape_arithmetic(model: ModelProto) -> ModelProto:
     """Infer all shapes and put constants in the place of what is computed from them. Raises GraphError."""
-    model, _ = inferred(model, {})
+    model = inferred(model, read_nodes(model.graph.node)[0], {}).model
     known: dict[str, Array] = {}
     while fold_shape_arithmetic(model, known):
         pass
     return model
 
 
-def _check_order(model: ModelProto) -> set[str]:
-    """Refuse a value that is read before it is computed, or computed twice; return the values that nodes compute."""
-    defined = {value.name for value in model.graph.input} | {tensor.name for tensor in model.graph.initializer}
-    defined.update(sparse.values.name for sparse in model.graph.sparse_initializer)
-    defined.discard("")
-    given = frozenset(defined)
-    for node in model.graph.node:
-        unknown = set(node.input).difference(defined, ("",))
-        if unknown:
-            name = next(name for name in node.input if name in unknown)
-            raise GraphError(f"node {node.name!r} ({node.op_type}) reads {name!r}, which nothing computed before it")
-        written = [name for name in node.output if name]
-        if not defined.isdisjoint(written):
-            name = next(name for name in written if name in defined)
-            raise GraphError(f"node {node.name!r} ({node.op_type}) computes {name!r}, which exists already")
-        defined.update(written)
-    return defined - given
-
-
-def _infer_all(model: ModelProto, written: set[str]) -> tuple[ModelProto, Typed]:
+def _infer_all(model: ModelProto, nodes: tuple[Node, ...], written: set[str]) -> Inferred:
     """Infer shapes; where that leaves gaps among what is written, compute the values they hang on and infer again."""
     model, values = _infer(model)
     known: dict[str, Array] = {}
@@ -102,7 +99,7 @@ def _infer_all(model: ModelProto, written: set[str]) -> tuple[ModelProto, Typed]
         if written <= values.keys() or not fold_shape_arithmetic(model, known):
             break
         model, values = _infer(model)
-    return model, values
+    return Inferred(model=model, values=values, nodes=read_nodes(model.graph.node)[0] if known else nodes)
 
 
 def _infer(model: ModelProto) -> tuple[ModelProto, Typed]:

@@ -22,7 +22,7 @@ class WeightSlot(msgspec.Struct, frozen=True, kw_only=True):
 
 def weight_slots(path: Path) -> tuple[WeightSlot, ...]:
     """List the initialisers of a file that have no data, in file order; shapes are not inferred. Raises GraphError."""
-    graph = load(path).graph
+    graph = load(path).model.graph
     missing = {tensor.name: tensor for tensor in graph.initializer if not has_data(tensor)}
     uses: dict[str, tuple[str, int, bool]] = {}
     for node in graph.node:
@@ -40,7 +40,7 @@ def weight_slots(path: Path) -> tuple[WeightSlot, ...]:
 
 def fill_weights(path: Path, weights: Iterable[tuple[str, np.ndarray]]) -> ModelProto:
     """Return the model with the data of the named initialisers put in (for engines that take no weights beside)."""
-    return filled(load(path), weights)
+    return filled(load(path).model, weights)
 
 
 def filled(model: ModelProto, weights: Iterable[tuple[str, np.ndarray]]) -> ModelProto:

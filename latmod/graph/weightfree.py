@@ -33,7 +33,7 @@ def strip_weights(path: Path, shapes: Shapes | None = None) -> bytes:
     that ConstantOfShape stands in for, as in the onnx package's `backend/test/data/light`: one value everywhere makes
     torch's max pooling, which branches on the data, faster than any real weights do. Raises GraphError.
     """
-    model = load(Path(path))
+    model = load(Path(path)).model
     try:
         return _strip(model, shapes or {})
     except GraphError as error:

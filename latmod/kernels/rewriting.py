@@ -1,14 +1,19 @@
 """Rewrite a graph as engines do: nodes disappear into others, whose names they leave behind."""
 
+from bisect import bisect_left
 from collections.abc import Iterator
+from operator import attrgetter
 
 from latmod.graph import Attribute, Attributed, Graph, Tensor, is_copy
 
 
 class Step(Attributed):
-    """One operator of a graph under rewriting; `sources` are the nodes of the file that it does the work of."""
+    """One operator of a graph under rewriting; `sources` are the nodes of the file that it does the work of.
 
-    __slots__ = ("attributes", "gone", "inputs", "op", "outputs", "sources")
+    `place` tells where it stands among others: it grows along a graph's steps.
+    """
+
+    __slots__ = ("attributes", "gone", "inputs", "op", "outputs", "place", "sources")
 
     def __init__(
         self, op: str, inputs: list[str], outputs: list[str], attributes: dict[str, Attribute], sources: list[str]
@@ -20,11 +25,15 @@ class Step(Attributed):
         self.attributes = attributes
         self.sources = sources
         self.gone = False
+        self.place = 0.0
 
     @property
     def out(self) -> str:
         """Give the first output."""
         return self.outputs[0]
+
+
+_place = attrgetter("place")
 
 
 class Rewriter:
@@ -57,6 +66,7 @@ class Rewriter:
 
     def append(self, step: Step) -> None:
         """Add a step at the end."""
+        step.place = self.steps[-1].place + 1.0 if self.steps else 0.0
         self.steps.append(step)
         self.producers.update((name, step) for name in step.outputs if name)
         for name in dict.fromkeys(step.inputs):
@@ -138,10 +148,11 @@ class Rewriter:
         """Put one step in the place of several, where the last of them stands."""
         gone = (first, *others)
         made = Step(op, inputs, outputs, {}, [source for step in gone for source in step.sources])
-        place = max(self.steps.index(step) for step in gone)
+        last = max(gone, key=_place)
         for step in gone:
             self.remove(step)
-        self.steps[place] = made
+        made.place = last.place
+        self.steps[self._index(last)] = made
         self.producers.update((name, made) for name in outputs if name)
         for name in dict.fromkeys(inputs):
             if name:
@@ -151,10 +162,20 @@ class Rewriter:
     def insert(self, op: str, source: str, target: str, beside: Step, *, after: bool) -> Step:
         """Put a step of one input and one output before or after another."""
         made = Step(op, [source], [target], {}, [])
-        self.steps.insert(self.steps.index(beside) + after, made)
+        position = self._index(beside) + after
+        before = self.steps[position - 1].place if position else self.steps[0].place - 1.0
+        behind = self.steps[position].place if position < len(self.steps) else before + 1.0
+        made.place = (before + behind) / 2.0
+        self.steps.insert(position, made)
         self.producers[target] = made
         self.readers.setdefault(source, []).append(made)
         return made
+
+    def _index(self, step: Step) -> int:
+        """Return where a step stands in the list."""
+        position = bisect_left(self.steps, step.place, key=_place)
+        # Halved often enough, places become the same.
+        return position if self.steps[position] is step else self.steps.index(step, position)
 
     def declare(self, name: str, like: str, shape: tuple[int, ...], *, static: bool = False) -> str:
         """Enter a new value of the type of another."""
