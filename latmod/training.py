@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latmod.columns import Features, Floats
-from latmod.smooth import Layer, Smooth, centred
+from latmod.smooth import Smooth, centred
 
 _NETWORKS = 3
 _HIDDEN = 64
@@ -65,11 +65,19 @@ def train(lesson: Lesson, seed: int = 0) -> Smooth:
     """Return networks that learnt the lesson."""
     empty = centred(lesson.x, lesson.kinds)
     inputs = empty.inputs(lesson.x).astype(np.float32)
-    found = tuple(_train_one(lesson, inputs, np.random.default_rng((seed, number))) for number in range(_NETWORKS))
-    return msgspec.structs.replace(empty, networks=found)
+    parts = _train(lesson, inputs, np.random.default_rng(seed))
+    networks = tuple(
+        tuple((weights[number], bias[number, 0]) for weights, bias in zip(parts[::2], parts[1::2], strict=True))
+        for number in range(_NETWORKS)
+    )
+    return msgspec.structs.replace(empty, networks=networks)
 
 
-def _train_one(lesson: Lesson, inputs: Weights, rng: np.random.Generator) -> tuple[Layer, ...]:
+def _train(lesson: Lesson, inputs: Weights, rng: np.random.Generator) -> list[Weights]:
+    """Return weights [networks, in, out] and biases [networks, 1, out] of each layer.
+
+    All networks see the same models in the same order, and differ by where they began.
+    """
     parts = _start(inputs.shape[1], rng)
     first = [np.zeros_like(part) for part in parts]
     second = [np.zeros_like(part) for part in parts]
@@ -86,14 +94,19 @@ def _train_one(lesson: Lesson, inputs: Weights, rng: np.random.Generator) -> tup
             step += 1
             rate = _RATE * 0.5 * (1.0 + np.cos(np.pi * step / steps)) + 1e-5
             slopes = _slopes(lesson, inputs[rows], parts, models, rows, owner)
-            for number, slope in enumerate(slopes):
-                first[number] = _FAST * first[number] + (1.0 - _FAST) * slope
-                second[number] = _SLOW * second[number] + (1.0 - _SLOW) * slope**2
-                size = np.sqrt(second[number] / (1.0 - _SLOW**step)) + 1e-8
-                kept = 1.0 - rate * _DECAY if parts[number].ndim == 2 else 1.0
-                change = rate * first[number] / (1.0 - _FAST**step) / size
-                parts[number] = ((parts[number] - change) * kept).astype(np.float32)
-    return tuple(zip(parts[::2], parts[1::2], strict=True))
+            for part, slope, mean, square in zip(parts, slopes, first, second, strict=True):
+                _descend(part, slope, mean, square, step, rate)
+            for weights in parts[::2]:
+                weights *= np.float32(1.0 - rate * _DECAY)
+    return parts
+
+
+def _descend(part: Weights, slope: Weights, mean: Weights, square: Weights, step: int, rate: float) -> None:
+    """Move a part by its slope, in place, and what is remembered of its slopes."""
+    mean += np.float32(1.0 - _FAST) * (slope - mean)
+    square += np.float32(1.0 - _SLOW) * (slope**2 - square)
+    size = np.sqrt(square * np.float32(1.0 / (1.0 - _SLOW**step))) + np.float32(1e-8)
+    part -= np.float32(rate / (1.0 - _FAST**step)) * mean / size
 
 
 def _start(columns: int, rng: np.random.Generator) -> list[Weights]:
@@ -102,8 +115,15 @@ def _start(columns: int, rng: np.random.Generator) -> list[Weights]:
     parts: list[Weights] = []
     for before, after in pairwise(sizes):
         scale = np.sqrt(2.0 / before) * (0.1 if after == 1 else 1.0)
-        parts += [(rng.standard_normal((before, after)) * scale).astype(np.float32), np.zeros(after, np.float32)]
+        weights = rng.standard_normal((_NETWORKS, before, after)) * scale
+        parts += [weights.astype(np.float32), np.zeros((_NETWORKS, 1, after), np.float32)]
     return parts
+
+
+def _rectified(x: Weights, weights: Weights, bias: Weights) -> Weights:
+    out: Weights = x @ weights
+    out += bias
+    return np.maximum(out, 0.0, out=out)
 
 
 def _slopes(
@@ -115,22 +135,27 @@ def _slopes(
     owner: NDArray[np.int64],
 ) -> list[Weights]:
     """Return the gradient of the loss over some models by each part; `owner` says whose each of the `rows` is."""
-    first = np.maximum(x @ parts[0] + parts[1], 0.0)
-    second = np.maximum(first @ parts[2] + parts[3], 0.0)
-    own = (second @ parts[4] + parts[5])[:, 0].astype(np.float64)
+    first = _rectified(x, parts[0], parts[1])
+    second = _rectified(first, parts[2], parts[3])
+    own = (second @ parts[4] + parts[5])[:, :, 0].astype(np.float64)
     residual = np.clip(own, -lesson.bound, lesson.bound)
     counts = lesson.counts[rows]
-    price = lesson.physics_ns[rows] * np.exp(residual) * counts
-    total = np.bincount(owner, price, minlength=len(models)) + lesson.run_ns
-    share = price / total[owner]
+    price = np.exp(residual) * (lesson.physics_ns[rows] * counts)
+    total = np.stack([np.bincount(owner, one, minlength=len(models)) for one in price]) + lesson.run_ns
     error = np.nan_to_num(np.clip(np.log(total / lesson.latency_ns[models]), -_FAR_SUM, _FAR_SUM))
-    slope = (error[owner] + _PULL * own) * share / len(models)
+    slope = (error[:, owner] + _PULL * own) * (price / total[:, owner]) / len(models)
     target = lesson.target[rows]
     known = np.isfinite(target)
-    difference = np.clip(residual[known] - target[known], -_FAR_LABEL, _FAR_LABEL)
-    slope[known] += _LABELS * lesson.weights[rows][known] * difference / counts.sum()
-    last = slope.astype(np.float32)[:, None]
-    middle = (last @ parts[4].T) * (second > 0.0)
-    early = (middle @ parts[2].T) * (first > 0.0)
-    layers = ((x, early), (first, middle), (second, last))
-    return [part for before, after in layers for part in (before.T @ after, after.sum(axis=0))]
+    difference = np.clip(residual[:, known] - target[known], -_FAR_LABEL, _FAR_LABEL)
+    slope[:, known] += (_LABELS / counts.sum() * lesson.weights[rows][known]) * difference
+    last = slope.astype(np.float32)[:, :, None]
+    middle = last * parts[4].transpose(0, 2, 1)
+    middle *= second > 0.0
+    early = middle @ parts[2].transpose(0, 2, 1)
+    early *= first > 0.0
+    layers = ((x[None], early), (first, middle), (second, last))
+    return [
+        part
+        for before, after in layers
+        for part in (before.transpose(0, 2, 1) @ after, after.sum(axis=1, keepdims=True))
+    ]

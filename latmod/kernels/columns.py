@@ -24,12 +24,13 @@ DERIVED = (
     "log_macs", "log_bytes", "log_weights", "intensity", "macs_per_out", "weights_per_l2", "activations_per_l2",
     "in_rest16", "out_rest16", "in_rest8", "out_rest8", "group_in", "group_out", "column_rest16", "row_rest",
     "pixels_out", "kernel_area", "aspect", "out_blocks", "filter_waste", "in_passes", "side_rest", "pixel_rest",
-    "row_rest12", "padding_share", "pixel_rest4", "pixel_rest16",
+    "row_rest12", "padding_share", "pixel_rest4", "pixel_rest16", "filter_waste8", "side_waste3",
 )  # fmt: skip
 """What the residual sees beside a kernel's numbers: sizes in logarithms, ratios, and remainders by block sizes.
 
 The sizes are those of onnxruntime's kernels (MLAS, snchwc.cpp and sgemm.cpp): four blocks of 16 filters at once, 128
-input channels in one pass of a 1x1 convolution, 6 pixels in a row at once, 12 rows of a product. pixel_rest4 and
+input channels in one pass of a 1x1 convolution, 6 pixels in a row at once, 12 rows of a product; without AVX-512 four
+blocks of 8 filters and 3 pixels (SconvKernelAvxCommon.h): filter_waste8 and side_waste3. pixel_rest4 and
 pixel_rest16 are of torch's planes: where they are no multiple of a vector, all but the first begin off a boundary
 (batch norm over 31 x 31 takes twice as long per element as over 32 x 32, kernels-zen5).
 """
@@ -129,7 +130,7 @@ def _derived(x: dict[str, Floats]) -> dict[str, Floats]:
     activations = x["bytes_in"] + x["bytes_out"]
     moved = activations + x["bytes_weights"]
     groups = np.maximum(x["group"], 1.0)
-    blocks = np.ceil(x["channels_out"] / 16.0)
+    blocks, blocks8 = np.ceil(x["channels_out"] / 16.0), np.ceil(x["channels_out"] / 8.0)
     return {
         "log_macs": np.log2(x["macs"] + 1.0),
         "log_bytes": np.log2(activations + 1.0),
@@ -151,6 +152,8 @@ def _derived(x: dict[str, Floats]) -> dict[str, Floats]:
         "aspect": np.log2((x["rows"] + 1.0) / (x["columns"] + 1.0)),
         "out_blocks": blocks,
         "filter_waste": np.ceil(blocks / 4.0) * 4.0 / np.maximum(blocks, 1.0),
+        "filter_waste8": np.ceil(blocks8 / 4.0) * 4.0 / np.maximum(blocks8, 1.0),
+        "side_waste3": np.ceil(x["side_out"] / 3.0) * 3.0 / np.maximum(x["side_out"], 1.0),
         "in_passes": np.ceil(x["channels_in"] / 128.0),
         "side_rest": np.round(x["side_out"]) % 6,
         "pixel_rest": np.round(x["side_out"] ** 2) % 6,
