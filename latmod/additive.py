@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from latmod.columns import Writer
 from latmod.kernels import Kernel
-from latmod.kernels.columns import COLUMNS, PHYSICAL, Columns, column_matrix, physical_part
+from latmod.kernels.columns import COLUMNS, OWN, PHYSICAL, Columns, column_matrix, physical_part
 from latmod.smooth import Smooth
 
 if TYPE_CHECKING:
@@ -67,6 +67,17 @@ class Residual(Protocol):
         """Return it, [N], from the columns in `SEEN`, [N, D]."""
 
 
+class Seeing(msgspec.Struct, frozen=True, kw_only=True):
+    """Let networks see some of the columns alone."""
+
+    networks: Smooth
+    positions: tuple[int, ...]
+
+    def predict(self, x: Columns) -> Floats:
+        """Return the residual, [N], from the columns in `SEEN`, [N, D]."""
+        return self.networks.predict(x[:, self.positions])
+
+
 class Additive(msgspec.Struct, frozen=True, kw_only=True):
     """Hold a fitted additive model; `residual` is None where there are rates alone.
 
@@ -116,11 +127,13 @@ PRIOR = uncalibrated(
 """Rough prices of any engine on any server core: 50 GMACs and 10 GB a second, 2 us a call."""
 
 
-def residual_to_onnx(model: Additive) -> "ModelProto":
-    """Return the residual as an ONNX model: input `features` (columns as in `SEEN`), output `residual`."""
-    assert isinstance(model.residual, Smooth), "only what was fitted here can be written"
-    out = Writer(len(SEEN))
-    return out.finish(residual=model.residual.write(out, out.cast("features", "float64")))
+def residual_to_onnx(model: Additive) -> tuple["ModelProto", tuple[str, ...]]:
+    """Return the residual as an ONNX model, input `features`, output `residual`; and the names of its columns."""
+    assert isinstance(model.residual, Seeing), "only what was fitted here can be written"
+    positions = model.residual.positions
+    out = Writer(len(positions))
+    written = out.finish(residual=model.residual.networks.write(out, out.cast("features", "float64")))
+    return written, tuple(SEEN[position] for position in positions)
 
 
 def group_of(kind: str) -> int:
@@ -155,3 +168,8 @@ def residual_columns(columns: Columns, kind_rows: NDArray[np.int64], physics: Fl
 
 
 SEEN = (*COLUMNS, "log_physics", "kind")
+
+
+def seen_by(runtime: str) -> tuple[int, ...]:
+    """Return the places in `SEEN` of the columns that a runtime's residual sees."""
+    return tuple(place for place, name in enumerate(SEEN) if OWN.get(name, runtime) == runtime)

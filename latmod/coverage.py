@@ -15,6 +15,8 @@ _CHECKED = (
 _POSITIONS = tuple(FIELDS.index(name) for name in _CHECKED)
 TOLERANCE = 1.25
 """A quarter beyond the range seen still counts as inside: ranges of some hundred draws end before the space does."""
+_TOLERANCES = np.array([1.0 if name == "rank" else TOLERANCE for name in _CHECKED])
+"""But a convolution in three dimensions is no larger one in two."""
 
 NEVER_FACTOR = 4.0
 """By how much a kind that was never measured may be underpriced: all that is known of it is its bytes."""
@@ -73,7 +75,7 @@ def _beyond(kernels: Sequence[Kernel], ranges: Ranges) -> NDArray[np.bool_]:
     rows = {kind: row for row, kind in enumerate(kinds)}
     own = bounds[np.array([rows[kernel.kind] for kernel in kernels], dtype=np.int64)]
     values = np.array([kernel.numbers for kernel in kernels], dtype=np.float64).reshape(-1, len(FIELDS))[:, _POSITIONS]
-    return np.asarray((values > own[:, :, 1] * TOLERANCE) | (values < own[:, :, 0] / TOLERANCE))
+    return np.asarray((values > own[:, :, 1] * _TOLERANCES) | (values < own[:, :, 0] / _TOLERANCES))
 
 
 def _reason(kernel: Kernel, respect: int, ranges: Ranges) -> str:

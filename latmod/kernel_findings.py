@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from latmod import __version__
-from latmod.additive import SEEN, Additive, residual_to_onnx
+from latmod.additive import Additive, residual_to_onnx
 from latmod.artifact import KERNEL_SCHEMA, KernelCard, pack
 from latmod.borrowing import borrowed, told_kernels
 from latmod.coverage import observe_ranges, share_group
@@ -309,6 +309,7 @@ def _artifact(
     first = cards[0]
     lent = told_kernels(also)
     kernels = [*(kernel for model in models for kernel in model.kernels), *lent]
+    residual, seen = residual_to_onnx(fitted)
     scored = ("mape", "median_error", "within_5", "within_10", "r2_log", "spearman", "coverage", "width")
     card = KernelCard(
         schema=KERNEL_SCHEMA,
@@ -342,9 +343,9 @@ def _artifact(
         scales=fitted.scales,
         call_ns=fitted.call_ns,
         run_ns=fitted.run_ns,
-        seen=SEEN,
+        seen=seen,
         ranges=observe_ranges(kernels),
         pair_quantile=between,
         load_prices=fit_load([model.kernels for model in models], [model.load_ns for model in models]),
     )
-    return Artifact(card=card, content=pack(residual_to_onnx(fitted), card))
+    return Artifact(card=card, content=pack(residual, card))

@@ -14,9 +14,11 @@ from latmod.additive import (
     OTHER,
     Additive,
     Rates,
+    Seeing,
     group_of,
     others_of,
     residual_columns,
+    seen_by,
     uncalibrated,
 )
 from latmod.kernels import Kernel
@@ -197,8 +199,9 @@ def with_residual(rated: Additive, models: Sequence[LabelledModel], told: Traini
     hidden = rng.random(len(told.kinds)) < _STRANGE
     strange = [others_of(kind) if hide else kind for kind, hide in zip(told.kinds, hidden, strict=True)]
     physics = [rated.rates.ns(kinds, told.columns) for kinds in (told.kinds, strange)]
+    positions = seen_by(models[0].runtime)
     seen = [
-        residual_columns(told.columns, rated.rates.index(kinds), own)
+        residual_columns(told.columns, rated.rates.index(kinds), own)[:, positions]
         for kinds, own in zip((told.kinds, strange), physics, strict=True)
     ]
     label_ns, latency_ns = np.tile(told.label_ns, 2), np.tile([model.latency_ns for model in models], 2)
@@ -220,7 +223,7 @@ def with_residual(rated: Additive, models: Sequence[LabelledModel], told: Traini
         ),
         seed,
     )
-    return calibrated(uncalibrated(rated.rates, networks), models)
+    return calibrated(uncalibrated(rated.rates, Seeing(networks=networks, positions=positions)), models)
 
 
 def telling_ns(models: Sequence[LabelledModel]) -> float:

@@ -30,6 +30,7 @@ class LabelledModel(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     family: str
+    runtime: str
     kernels: tuple[Kernel, ...]
     kernel_ns: tuple[float, ...]
     latency_ns: float
@@ -86,6 +87,7 @@ def labelled_models(
                 LabelledModel(
                     model=one.model,
                     family=one.family,
+                    runtime=one.runtime,
                     kernels=expected,
                     kernel_ns=labels.kernel_ns,
                     latency_ns=one.latency_ns(),

@@ -4,11 +4,22 @@ import msgspec
 import numpy as np
 import pytest
 
-from latmod.additive import GROUPS, PRIOR, SEEN, Additive, class_of, group_of, residual_columns, residual_to_onnx
+from latmod.additive import (
+    GROUPS,
+    PRIOR,
+    SEEN,
+    Additive,
+    class_of,
+    group_of,
+    residual_columns,
+    residual_to_onnx,
+    seen_by,
+)
+from latmod.coverage import share_group
 from latmod.kernel_fitting import fit_additive, fit_rated, merged, parted, telling_ns, training_kernels
 from latmod.kernel_study import Held, leave_families_out, leave_networks_out, quantiles
 from latmod.kernels import FIELDS, Kernel
-from latmod.kernels.columns import column_matrix
+from latmod.kernels.columns import OWN, column_matrix
 from latmod.labels import LabelledModel
 
 KINDS = ("Conv 3x3", "Conv depthwise", "Gemm weights", "Add")
@@ -46,7 +57,8 @@ def models(count: int, telling: float = 0.0, noise: float = 0.02, seed: int = 0)
         label = times * np.exp(rng.normal(0.0, noise, len(own))) + telling
         found.append(
             LabelledModel(
-                model=f"m{number}", family=f"f{number % 4}", kernels=own, kernel_ns=tuple(label.tolist()),
+                model=f"m{number}", family=f"f{number % 4}", runtime="torch", kernels=own,
+                kernel_ns=tuple(label.tolist()),
                 latency_ns=float(times.sum()), noise=0.01, told_ns=float(label.sum()), unmatched_ns=0.0,
             )
         )  # fmt: skip
@@ -134,7 +146,8 @@ def test_what_was_seen_small_alone_is_priced_large_as_its_class() -> None:
         label = times * np.exp(rng.normal(0.0, 0.2, len(kernels)))
         found.append(
             LabelledModel(
-                model=f"m{number}", family="f", kernels=tuple(kernels), kernel_ns=tuple(label.tolist()),
+                model=f"m{number}", family="f", runtime="torch", kernels=tuple(kernels),
+                kernel_ns=tuple(label.tolist()),
                 latency_ns=float(times.sum()), noise=0.01, told_ns=float(label.sum()), unmatched_ns=0.0,
             )
         )  # fmt: skip
@@ -170,10 +183,17 @@ def test_the_artifacts_graph_says_what_the_networks_say(fitted: Additive) -> Non
     kinds = [one.kind for one in some]
     seen = residual_columns(columns, fitted.rates.index(kinds), fitted.rates.ns(kinds, columns))
     assert seen.shape == (200, len(SEEN))
-    session = ort.InferenceSession(residual_to_onnx(fitted).SerializeToString(), providers=["CPUExecutionProvider"])
+    written, names = residual_to_onnx(fitted)
+    session = ort.InferenceSession(written.SerializeToString(), providers=["CPUExecutionProvider"])
     assert fitted.residual is not None
-    told = session.run(["residual"], {"features": seen})[0][:, 0]
+    told = session.run(["residual"], {"features": seen[:, [SEEN.index(name) for name in names]]})[0][:, 0]
     np.testing.assert_allclose(told, fitted.residual.predict(seen), atol=1e-5)
+
+
+def test_columns_of_one_runtime_are_hidden_from_others() -> None:
+    own, others = ({SEEN[place] for place in seen_by(runtime)} for runtime in ("onnxruntime", "torch"))
+    assert own - others == {*OWN}
+    assert {"log_physics", "kind"} <= others < own
 
 
 def test_groups() -> None:
@@ -187,9 +207,9 @@ def test_families_are_held_out_one_by_one() -> None:
     held = folds.held
     assert sorted(folds.fitted) == sorted({model.family for model in own})
     assert [one.model for one in held] == [one.model for one in own]
-    narrow, near, far = quantiles([msgspec.structs.replace(one, noise=float("nan")) for one in held])
-    assert 0.0 < narrow <= near <= far
-    inside = [one for one in held if abs(one.log_error) <= narrow]
+    widths = quantiles([msgspec.structs.replace(one, noise=float("nan")) for one in held])
+    assert 0.0 < widths[0] <= widths[1] <= widths[2]
+    inside = [one for one in held if abs(one.log_error) <= widths[share_group(one.unseen_share)]]
     assert len(inside) / len(held) >= 0.9
 
 

@@ -33,5 +33,13 @@ def test_a_little_beyond_is_inside() -> None:
     assert unseen([kernel("Conv", macs=1200.0), kernel("Conv", macs=90.0)], np.ones(2), ranges) == []
 
 
+def test_another_rank_is_outside() -> None:
+    """Torch calls convolutions in two and in three dimensions the same."""
+    ranges = observe_ranges([kernel("Conv", rank=4.0)])
+    assert [one.reason.partition(" of ")[0] for one in unseen([kernel("Conv", rank=5.0)], np.ones(1), ranges)] == [
+        "rank 5"
+    ]
+
+
 def test_share_groups() -> None:
     assert [share_group(share) for share in (0.0, 0.02, 0.1, 0.2, 0.5)] == [0, 0, 1, 1, 2]

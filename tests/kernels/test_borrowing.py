@@ -30,7 +30,7 @@ def measured(factor: float, kinds: tuple[str, ...], count: int = 60, seed: int =
         ns = priced_at(PRICES, factor).kernel_ns(own)
         found.append(
             LabelledModel(
-                model=str(number), family="f", kernels=tuple(own), kernel_ns=tuple(ns.tolist()),
+                model=str(number), family="f", runtime="torch", kernels=tuple(own), kernel_ns=tuple(ns.tolist()),
                 latency_ns=float(ns.sum()), noise=0.0, told_ns=float(ns.sum()), unmatched_ns=0.0,
             )
         )  # fmt: skip

@@ -23,7 +23,8 @@ def models() -> list[LabelledModel]:
         own += [kernel("Relu", 0.0, float(10 ** random.uniform(4, 7))) for _ in range(random.integers(3, 20))]
         found.append(
             LabelledModel(
-                model=str(number), family="f", kernels=tuple(own), kernel_ns=(float("nan"),) * len(own),
+                model=str(number), family="f", runtime="torch", kernels=tuple(own),
+                kernel_ns=(float("nan"),) * len(own),
                 latency_ns=float(priced_at(PRICES).kernel_ns(own).sum()), noise=0.0, told_ns=float("nan"),
                 unmatched_ns=float("nan"),
             )
