@@ -16,7 +16,7 @@ def kernels(graph: Graph, rules: str, *, isa: Iterable[str] = (), threads: int =
     Raises GraphError where shapes contradict an operator.
     """
     if nearest_rules(rules) != "onnxruntime":
-        return describe(run_eagerly(graph, threads=threads))
+        return describe(run_eagerly(graph, threads=threads, block=channel_block(isa)))
     return adjusted(graph, rules, describe(optimise(graph, block=channel_block(isa))))
 
 

@@ -254,6 +254,8 @@ def _convolution(
         form += "/plain input"
     if form in ("1x1", "3x3", "depthwise") and numbers["stride"] > 1:
         form += "/strided"
+    if node.attributes.get("channels_last"):
+        form += "/channels last"
     return f"{_plain(node.op)} {form}"
 
 

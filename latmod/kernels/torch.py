@@ -8,38 +8,53 @@ from math import prod
 
 from latmod.graph import Graph
 from latmod.kernels.activations import restore_gelu, restore_silu
+from latmod.kernels.layouts import RESHAPES, Layouts
 from latmod.kernels.rewriting import Rewriter, Step
 
 # ATen's Convolution.cpp, ConvParams::use_mkldnn: with one thread these run on torch's own im2col and Gemm instead of
 # oneDNN: 1x1 of stride 1 below a batch of 16; ungrouped, one image of at most 20,480 elements, and a small kernel.
 _LARGE_BATCH, _SMALL_INPUT, _LARGE_KERNEL = 16, 20480, 3
 
-# These give other strides to the same memory.
-_VIEWS = frozenset({"Transpose", "Squeeze", "Unsqueeze", "Split", "Slice", "Expand"})
-_RESHAPES = frozenset({"Reshape", "Flatten"})
+# oneDNN's jit_uni_dw_conv_kernel_utils: so many pixels of a row at once, and no more padding beside one, with vectors
+# of 16 and of fewer elements. What it refuses is unfolded, and takes ten times as long.
+_PIXELS, _FEWER_PIXELS = 6, 4
 
 
-def run_eagerly(graph: Graph, *, threads: int) -> Rewriter:
-    """Return the operator calls.
+def run_eagerly(graph: Graph, *, threads: int, block: int) -> Rewriter:
+    """Return the operator calls; `block` is how many elements a vector of the machine holds.
 
-    Convolutions are renamed after the library that runs them, and reshapes of transposed memory, which have to copy it.
-    Whoever else reads transposed memory is marked as such.
+    Convolutions are renamed after the library that runs them and marked by the algorithm that it chooses, reshapes of
+    memory in another order are renamed, as they have to copy it, and whoever else minds that order is marked.
     """
     work = Rewriter(graph)
     restore_gelu(work, "Gelu")
     restore_silu(work, "Silu")
-    transposed: set[str] = set()
+    layouts = Layouts(work)
     for step in work.live():
-        source = step.inputs[0] if step.inputs else ""
         if step.op == "Conv":
-            step.op = "Conv" if uses_onednn(work, step, threads) else "SlowConv"
-        if step.op == "Transpose" or (step.op in _VIEWS and source in transposed):
-            transposed.update(step.outputs)
-        elif step.op in _RESHAPES and source in transposed:
-            step.op = "CopyingReshape"
-        if step.op not in _VIEWS and any(name in transposed for name in step.inputs):
+            _choose(work, layouts, step, threads, block)
+        if step.op in RESHAPES:
+            if layouts.copies(step):
+                step.op = "CopyingReshape"
+        elif layouts.is_minded(step):
             step.attributes["transposed_input"] = 1
+        layouts.follow(step)
     return work
+
+
+def _choose(work: Rewriter, layouts: Layouts, step: Step, threads: int, block: int) -> None:
+    """Name a convolution after its library, and mark the algorithm of one of single channels."""
+    if not uses_onednn(work, step, threads):
+        step.op = "SlowConv"
+        return
+    source, weight = work.shape(step.inputs[0]), work.shape(step.inputs[1])
+    if len(source) != 4 or weight[1] != 1 or step.integer("group", 1) != source[1]:
+        return
+    pads = step.ints("pads", (0, 0, 0, 0))
+    if layouts.has_channels_last(step.inputs[0]):
+        step.attributes["channels_last"] = 1
+    elif max(pads[1], pads[3]) > (_PIXELS if block == 16 else _FEWER_PIXELS):
+        step.attributes["unfolded"] = 1
 
 
 def uses_onednn(work: Rewriter, step: Step, threads: int) -> bool:
