@@ -64,6 +64,9 @@ class Layouts:
     def follow(self, step: Step) -> None:
         """Note in which order a step writes."""
         for name in step.outputs:
+            # What follows an unknown operator has no shape.
+            if not self._work.shape(name) or not all(self._work.shape(one) for one in step.inputs[:1]):
+                continue
             order = self._written(step, name)
             if order is not None and order != tuple(range(len(order))):
                 self._orders[name] = order

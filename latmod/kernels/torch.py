@@ -48,7 +48,7 @@ def _choose(work: Rewriter, layouts: Layouts, step: Step, threads: int, block: i
         step.op = "SlowConv"
         return
     source, weight = work.shape(step.inputs[0]), work.shape(step.inputs[1])
-    if len(source) != 4 or weight[1] != 1 or step.integer("group", 1) != source[1]:
+    if len(source) != 4 or len(weight) != 4 or weight[1] != 1 or step.integer("group", 1) != source[1]:
         return
     pads = step.ints("pads", (0, 0, 0, 0))
     if layouts.has_channels_last(step.inputs[0]):
@@ -58,8 +58,10 @@ def _choose(work: Rewriter, layouts: Layouts, step: Step, threads: int, block: i
 
 
 def uses_onednn(work: Rewriter, step: Step, threads: int) -> bool:
-    """Tell whether torch gives a float32 convolution to oneDNN."""
+    """Tell whether torch gives a float32 convolution to oneDNN; most are, so one after an unknown operator too."""
     source, weight = work.shape(step.inputs[0]), work.shape(step.inputs[1])
+    if not source or not weight:
+        return True
     kernel = weight[2:]
     strided = any(value != 1 for value in step.ints("strides", ()))
     dilated = any(value != 1 for value in step.ints("dilations", ()))

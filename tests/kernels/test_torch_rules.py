@@ -65,3 +65,31 @@ def test_a_convolution_goes_where_torch_sends_it(case: tuple[int, ...], tmp_path
         torch.set_num_threads(threads)
     names = {event.name for event in profile.events()}
     assert ("aten::mkldnn_convolution" in names) == (expected == "Conv"), names
+
+
+@pytest.mark.parametrize("rules", ["torch", "onnxruntime", "ncnn"])
+def test_what_follows_an_unknown_operator_has_kernels_too(rules: str, tmp_path) -> None:
+    """No value behind it has a shape, whatever comes there."""
+    numbers = {"start": [0], "end": [2], "axis": [1], "shape": [1, -1]}
+    fixed = [helper.make_tensor(name, TensorProto.INT64, [len(value)], value) for name, value in numbers.items()]
+    fixed.append(helper.make_tensor("first", TensorProto.INT64, [], [0]))
+    fixed.append(helper.make_tensor("w", TensorProto.FLOAT, [8, 1, 3, 3], [0.0] * 72))
+    nodes = [
+        helper.make_node("Mine", ["x"], ["u"], domain="my"),
+        helper.make_node("Transpose", ["u"], ["a"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["a", "w"], ["b"], group=8),
+        helper.make_node("Slice", ["b", "start", "end", "axis"], ["c"]),
+        helper.make_node("Reshape", ["c", "shape"], ["d"]),
+        helper.make_node("Transpose", ["d"], ["e"]),
+        helper.make_node("MatMul", ["e", "d"], ["y"]),
+        helper.make_node("Gather", ["a", "first"], ["g"], axis=1),
+        helper.make_node("Split", ["a"], ["s", ""], axis=1, num_outputs=2),
+    ]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("y", "g", "s")]
+    graph = helper.make_graph(
+        nodes, "unknown", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8, 9, 9])], outputs, fixed
+    )
+    path = tmp_path / "unknown.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("my", 1)]), path)
+    found = kernels(read_graph(path), rules, isa=("avx2",))
+    assert {name for kernel in found for name in kernel.values} >= {"u", "a", "b", "c", "d", "y", "g", "s"}
