@@ -164,7 +164,8 @@ def _describe(form: _Form) -> _Described:
     numbers["operands"], numbers["outputs"] = float(len(active)), float(len(outputs))
     shape = active[0].shape if active else ()
     numbers["rank"], numbers["last_dim"] = float(len(shape)), float(shape[-1] if shape else 1)
-    macs, steps = _work(node, inputs, outputs)
+    # What stands behind an unknown operator has no shape: all that is known of the work is what it writes.
+    macs, steps = (0, int(numbers["numel_out"])) if _UNKNOWN in form.inputs else _work(node, inputs, outputs)
     numbers["macs"], numbers["steps"] = float(macs), float(steps)
     numbers["padded_macs"] = float(macs)
     kind = _KINDS.get(node.op, node.op)

@@ -84,12 +84,15 @@ def test_what_follows_an_unknown_operator_has_kernels_too(rules: str, tmp_path) 
         helper.make_node("MatMul", ["e", "d"], ["y"]),
         helper.make_node("Gather", ["a", "first"], ["g"], axis=1),
         helper.make_node("Split", ["a"], ["s", ""], axis=1, num_outputs=2),
+        helper.make_node("MatMul", ["u", "m"], ["told"]),
     ]
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("y", "g", "s")]
+    outputs.append(helper.make_tensor_value_info("told", TensorProto.FLOAT, [1, 8, 9, 4]))
+    fixed.append(helper.make_tensor("m", TensorProto.FLOAT, [9, 4], [0.0] * 36))
     graph = helper.make_graph(
         nodes, "unknown", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8, 9, 9])], outputs, fixed
     )
     path = tmp_path / "unknown.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("my", 1)]), path)
     found = kernels(read_graph(path), rules, isa=("avx2",))
-    assert {name for kernel in found for name in kernel.values} >= {"u", "a", "b", "c", "d", "y", "g", "s"}
+    assert {name for kernel in found for name in kernel.values} >= {"u", "a", "b", "c", "d", "y", "g", "s", "told"}
