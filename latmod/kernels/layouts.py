@@ -45,7 +45,7 @@ class Layouts:
 
     def has_channels_last(self, name: str) -> bool:
         """Tell whether an image's channels lie next to each other."""
-        return self._orders.get(name) == channels_last(self._work.shape(name))
+        return not self.is_plain(name) and self._orders[name] == channels_last(self._work.shape(name))
 
     def is_minded(self, step: Step) -> bool:
         """Tell whether a step minds the order of what it reads: one that goes along any order minds different ones."""

@@ -105,6 +105,21 @@ def test_what_is_no_image_has_no_channels_last() -> None:
     assert channels_last((1, 49, 8)) is channels_last((1, 1, 7, 7)) is channels_last((1, 8, 1, 1)) is None
 
 
+def test_an_image_of_one_channel_is_plain(tmp_path: Path) -> None:
+    """Both orders are the same there, and torch takes it for channels first."""
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [8, 1, 3, 3], [0.0] * 72)
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", [1, 1, 28, 28]), ("y", None))]
+    node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+    save(helper.make_model(helper.make_graph([node], "g", ends[:1], ends[1:], [weights])), tmp_path / "one.onnx")
+    work = rules.run_eagerly(read_graph(tmp_path / "one.onnx"), threads=1, block=8)
+    layouts = Layouts(work)
+    for step in work.live():
+        layouts.follow(step)
+    with torch.inference_mode():
+        real = torch.nn.Conv2d(1, 8, 3, padding=1)(torch.zeros(1, 1, 28, 28))
+    assert layouts.is_plain("y") == real.is_contiguous()
+
+
 SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
