@@ -58,7 +58,6 @@ def test_the_module_computes_what_onnxruntime_computes(inner: nn.Module, tmp_pat
         session = find_runtime(runtime).open(Model(path=str(path)), inputs, Settings())
         session.infer()
         results.append(session.outputs()[0])
-    torch.set_flush_denormal(False)
     np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-6)
 
 

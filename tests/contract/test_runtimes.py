@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,15 +44,6 @@ def runtime(request: pytest.FixtureRequest) -> Runtime:
     if importlib.util.find_spec(ENGINES[name]) is None:
         pytest.skip(f"{name} is not installed")
     return find_runtimes()[name]
-
-
-@pytest.fixture(autouse=True)
-def denormals_are_kept_again() -> Iterator[None]:
-    """Undo for the rest of the suite what torch sets for its whole process."""
-    yield
-    import torch
-
-    torch.set_flush_denormal(False)
 
 
 @pytest.fixture
