@@ -48,7 +48,8 @@ def _choose(work: Rewriter, layouts: Layouts, step: Step, threads: int, block: i
         step.op = "SlowConv"
         return
     source, weight = work.shape(step.inputs[0]), work.shape(step.inputs[1])
-    if len(source) != 4 or len(weight) != 4 or weight[1] != 1 or step.integer("group", 1) != source[1]:
+    group = step.integer("group", 1)
+    if len(source) != 4 or len(weight) != 4 or group == 1 or weight[1] != 1 or group != source[1]:
         return
     pads = step.ints("pads", (0, 0, 0, 0))
     if layouts.has_channels_last(step.inputs[0]):

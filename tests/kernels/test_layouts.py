@@ -120,6 +120,14 @@ def test_an_image_of_one_channel_is_plain(tmp_path: Path) -> None:
     assert layouts.is_plain("y") == real.is_contiguous()
 
 
+def test_one_channel_in_one_group_is_not_depthwise(tmp_path: Path) -> None:
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [8, 1, 11, 11], [0.0] * 968)
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", [1, 1, 28, 28]), ("y", None))]
+    node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[5, 5, 5, 5])
+    save(helper.make_model(helper.make_graph([node], "g", ends[:1], ends[1:], [weights])), tmp_path / "one.onnx")
+    assert [one.kind for one in kernels(read_graph(tmp_path / "one.onnx"), "torch", isa=("avx2",))] == ["Conv other"]
+
+
 SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
