@@ -8,6 +8,7 @@ import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
 from latmod.graph.loading import array_of, has_data
+from latmod.graph.nodes import ONNX
 
 Array = npt.NDArray[np.generic]
 
@@ -37,7 +38,7 @@ def fold_shape_arithmetic(model: ModelProto, known: dict[str, Array]) -> bool:
         known.update((t.name, array_of(t)) for t in model.graph.initializer if _has_small_data(t))
     folded = False
     for node in model.graph.node:
-        if node.domain not in ("", "ai.onnx") or node.op_type not in _FOLDABLE or node.output[0] in known:
+        if node.domain not in ONNX or node.op_type not in _FOLDABLE or node.output[0] in known:
             continue
         for name, value in _evaluate(node, known, shapes).items():
             if value.size > _MAX_NUMEL:

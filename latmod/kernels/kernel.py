@@ -72,11 +72,13 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
 
 def describe(work: Rewriter) -> tuple[Kernel, ...]:
     """Return the kernels of a rewritten graph. Raises GraphError where shapes contradict an operator."""
-    operands = _Operands(work)
+    operands = {
+        name: _Operand(tensor.dtype, tensor.shape, name in work.static) for name, tensor in work.tensors.items()
+    }
     return tuple([_kernel(step, operands) for step in work.live()])
 
 
-class _Operand(msgspec.Struct, frozen=True, cache_hash=True):
+class _Operand(msgspec.Struct, frozen=True):
     """Hold what counts of a value that a step reads or writes; `static` if no input of the network influences it."""
 
     dtype: str
@@ -91,25 +93,6 @@ _UNKNOWN = _Operand("", ())
 """A value without a shape; None stands for an optional one that is absent."""
 
 
-class _Operands(dict[str, _Operand]):
-    """Describe values when they are first asked for, those that are alike by one record: its hash is made once."""
-
-    def __init__(self, work: Rewriter) -> None:
-        self._tensors = work.tensors
-        self._static = work.static
-        self._alike: dict[tuple[str, tuple[int, ...], bool], _Operand] = {}
-
-    def __missing__(self, name: str) -> _Operand:
-        tensor = self._tensors.get(name)
-        if tensor is None:
-            found = _UNKNOWN
-        else:
-            key = (tensor.dtype, tensor.shape, name in self._static)
-            found = self._alike.get(key) or self._alike.setdefault(key, _Operand(*key))
-        self[name] = found
-        return found
-
-
 class _Form(msgspec.Struct, frozen=True):
     """Hold all that a kernel's numbers hang on: blocks repeat, so most steps of a network have that of another."""
 
@@ -119,11 +102,11 @@ class _Form(msgspec.Struct, frozen=True):
     attributes: tuple[tuple[str, Attribute], ...]
 
 
-def _kernel(step: Step, operands: _Operands) -> Kernel:
+def _kernel(step: Step, operands: dict[str, _Operand]) -> Kernel:
     form = _Form(
         step.op,
-        tuple([operands[name] if name else None for name in step.inputs]),
-        tuple([known for name in step.outputs if (known := operands[name]) is not _UNKNOWN]),
+        tuple([operands.get(name, _UNKNOWN) if name else None for name in step.inputs]),
+        tuple([operands[name] for name in step.outputs if name in operands]),
         tuple(step.attributes.items()),
     )
     try:

@@ -12,10 +12,10 @@ from latmod.kernels.transposes import order_of_dims
 Order = tuple[int, ...]
 Shape = tuple[int, ...]
 
-RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
-# These give other strides to the same memory.
+# These give other strides to the same memory, reshapes where there are any.
+_RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 _CUTS = frozenset({"Split", "Slice"})
-_VIEWS = frozenset({"Transpose", "Expand"})
+_VIEWS = _RESHAPES | {"Transpose", "Expand"}
 
 # What the tensor iterator runs writes its result in the order of what it reads.
 _ELEMENT_WISE = frozenset(
@@ -39,6 +39,10 @@ class Layouts:
         self._work = work
         self._orders: dict[str, Order] = {}
 
+    def order(self, name: str) -> Order:
+        """Return the order of a value's dims."""
+        return self._orders.get(name) or tuple(range(sum(size > 1 for size in self._work.shape(name))))
+
     def is_plain(self, name: str) -> bool:
         """Tell whether a value lies in memory in the order of its dims."""
         return name not in self._orders
@@ -58,8 +62,8 @@ class Layouts:
         return not all(self.is_plain(name) for name in step.inputs)
 
     def copies(self, step: Step) -> bool:
-        """Tell whether a reshape has to copy, as no strides give its result of the memory that it reads."""
-        return self._reshaped(step) is None
+        """Tell whether a step is a reshape that has to copy: no strides give its result of the memory that it reads."""
+        return step.op in _RESHAPES and self._reshaped(step) is None
 
     def follow(self, step: Step) -> None:
         """Note in which order a step writes."""
@@ -78,7 +82,7 @@ class Layouts:
         if self._is_view(step) and not self.is_plain(source):
             before = self._work.shape(source)
             return _cut(self._orders[source], before, self._left(step, before, name))
-        if step.op in RESHAPES:
+        if step.op in _RESHAPES:
             return self._reshaped(step)
         if step.op in _ELEMENT_WISE:
             return next((self._orders.get(one) for one in self._whole(step)), None)
@@ -104,7 +108,7 @@ class Layouts:
             return False
         kept = 2 if all(len(self._work.shape(one)) > 2 for one in product.inputs) else 1
         olds, news = ([size for size in sizes if size > 1] for sizes in (shape, (prod(shape[:-kept]), *shape[-kept:])))
-        return _regrouped(self._order(name), olds, news) is None
+        return _regrouped(self.order(name), olds, news) is None
 
     def _read(self, step: Step) -> list[str]:
         return step.inputs if step.op == "Concat" else step.inputs[:1]
@@ -113,9 +117,6 @@ class Layouts:
         shape = self._work.shape(step.out)
         return [name for name in step.inputs if name and self._work.shape(name) == shape]
 
-    def _order(self, name: str) -> Order:
-        return self._orders.get(name) or tuple(range(sum(size > 1 for size in self._work.shape(name))))
-
     def _transposed(self, step: Step) -> Order:
         source = step.inputs[0]
         shape = self._work.shape(source)
@@ -123,7 +124,7 @@ class Layouts:
         # Where the dims of more than one element go, by their place among these.
         before = [dim for dim, size in enumerate(shape) if size > 1]
         after = [dim for dim in perm if shape[dim] > 1]
-        return tuple(after.index(before[place]) for place in self._order(source))
+        return tuple(after.index(before[place]) for place in self.order(source))
 
     def _reshaped(self, step: Step) -> Order | None:
         """Return the order of a reshape's result where that shares memory with what it reads, None where it copies."""
@@ -131,7 +132,7 @@ class Layouts:
         olds, news = ([size for size in self._work.shape(name) if size > 1] for name in (source, step.out))
         if self.is_plain(source) or prod(olds) != prod(news):
             return tuple(range(len(news)))
-        return _regrouped(self._order(source), olds, news)
+        return _regrouped(self.order(source), olds, news)
 
 
 def channels_last(shape: Shape) -> Order | None:

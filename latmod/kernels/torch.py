@@ -8,7 +8,7 @@ from math import prod
 
 from latmod.graph import Graph
 from latmod.kernels.activations import restore_gelu, restore_silu
-from latmod.kernels.layouts import RESHAPES, Layouts
+from latmod.kernels.layouts import Layouts
 from latmod.kernels.rewriting import Rewriter, Step
 
 # ATen's Convolution.cpp, ConvParams::use_mkldnn: with one thread these run on torch's own im2col and Gemm instead of
@@ -33,9 +33,8 @@ def run_eagerly(graph: Graph, *, threads: int, block: int) -> Rewriter:
     for step in work.live():
         if step.op == "Conv":
             _choose(work, layouts, step, threads, block)
-        if step.op in RESHAPES:
-            if layouts.copies(step):
-                step.op = "CopyingReshape"
+        if layouts.copies(step):
+            step.op = "CopyingReshape"
         elif layouts.is_minded(step):
             step.attributes["transposed_input"] = 1
         layouts.follow(step)

@@ -13,7 +13,7 @@ from latmod.graph import read_graph
 from latmod.kernels import kernels
 from latmod.kernels import torch as rules
 from latmod.kernels.layouts import Layouts, _regrouped, channels_last
-from latmod.kernels.rewriting import Rewriter, Step
+from latmod.kernels.rewriting import Rewriter
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx2torch")
@@ -21,21 +21,13 @@ pytest.importorskip("onnx2torch")
 GRAPHS = Path(__file__).parents[2] / "datasets" / "zoo" / "graphs"
 
 
-class Noted(Layouts):
-    """Remember what of a graph was followed, and which reshapes copy."""
-
-    last: "Noted"
-
-    def __init__(self, work: Rewriter) -> None:
-        super().__init__(work)
-        self.work = work
-        self.copied: dict[str, bool] = {}
-        Noted.last = self
-
-    def follow(self, step: Step) -> None:
-        if step.op in ("Reshape", "Flatten", "CopyingReshape"):
-            self.copied[step.out] = step.op == "CopyingReshape"
-        super().follow(step)
+def followed(path: Path) -> tuple[Rewriter, Layouts]:
+    """Return what torch makes of a file, and how its values lie then."""
+    work = rules.run_eagerly(read_graph(path), threads=1, block=8)
+    layouts = Layouts(work)
+    for step in work.live():
+        layouts.follow(step)
+    return work, layouts
 
 
 def real_order(value: "torch.Tensor") -> tuple[int, ...]:
@@ -44,14 +36,11 @@ def real_order(value: "torch.Tensor") -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("model", ["swin_t", "swin_v2_t-s256", "convnext_tiny", "shufflenet_v2_x0_5", "vit_b_32"])
-def test_every_value_lies_as_expected(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_value_lies_as_expected(model: str) -> None:
     from latmod.runtimes.conversion import convert_graph
 
     path = GRAPHS / f"{model}.onnx"
-    graph = read_graph(path)
-    monkeypatch.setattr(rules, "Layouts", Noted)
-    rules.run_eagerly(graph, threads=1, block=8)
-    noted = Noted.last
+    work, layouts = followed(path)
     found: dict[str, tuple[int, ...]] = {}
     copied: dict[str, bool] = {}
     with warnings.catch_warnings():
@@ -68,14 +57,14 @@ def test_every_value_lies_as_expected(model: str, monkeypatch: pytest.MonkeyPatc
         if hasattr(part, "onnx_mapping"):
             part.register_forward_hook(note)
     with torch.inference_mode():
-        module(*[torch.zeros(tensor.shape) for tensor in graph.inputs])
-    compared = [name for name in found if name in noted.work.producers]
+        module(*[torch.zeros(tensor.shape) for tensor in work.graph.inputs])
+    compared = [name for name in found if name in work.producers]
     assert len(compared) > 50
     for name in compared:
-        expected = noted._orders.get(name, tuple(range(len(found[name]))))
-        assert found[name] == expected, (name, noted.work.producers[name].op)
-        if name in noted.copied:
-            assert copied[name] == noted.copied[name], name
+        op = work.producers[name].op
+        assert found[name] == layouts.order(name), (name, op)
+        if op in ("Reshape", "Flatten", "CopyingReshape"):
+            assert copied[name] == (op == "CopyingReshape"), name
 
 
 @pytest.mark.parametrize(
@@ -111,10 +100,7 @@ def test_an_image_of_one_channel_is_plain(tmp_path: Path) -> None:
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", [1, 1, 28, 28]), ("y", None))]
     node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
     save(helper.make_model(helper.make_graph([node], "g", ends[:1], ends[1:], [weights])), tmp_path / "one.onnx")
-    work = rules.run_eagerly(read_graph(tmp_path / "one.onnx"), threads=1, block=8)
-    layouts = Layouts(work)
-    for step in work.live():
-        layouts.follow(step)
+    _, layouts = followed(tmp_path / "one.onnx")
     with torch.inference_mode():
         real = torch.nn.Conv2d(1, 8, 3, padding=1)(torch.zeros(1, 1, 28, 28))
     assert layouts.is_plain("y") == real.is_contiguous()
