@@ -112,28 +112,29 @@ def fit_kernel_level(
     declared = dict.fromkeys(name for card in cards for name in card.runtimes)
     names = [name for name in declared if not runtimes or name in runtimes]
     nearest = {name: nearest_rules(kernel_rules(name)) for name in declared}
-    # What others start from is needed too, and comes first.
-    needed = sorted(
+    # What others may start from is read too, and comes first.
+    read = sorted(
         {*names, *({nearest[name] for name in names} & set(declared))}, key=lambda name: (nearest[name] != name, name)
     )
-    models: dict[str, list[LabelledModel]] = {name: [] for name in needed}
+    models: dict[str, list[LabelledModel]] = {name: [] for name in read}
     known: dict[str, Correction] = {}
     for folder in folders:
         correct = corrections(folder, next(iter(known.values())).nominal if known else None)
-        for name, labelled in labelled_models(folder, [n for n in needed if n in correct], correct).items():
+        for name, labelled in labelled_models(folder, [n for n in read if n in correct], correct).items():
             models[name] += [one for one in labelled if not one.disturbed]
         known = correct | known
     lent: dict[str, list[LabelledModel]] = {}
     for folder in () if totals_only else lenders:
         _check_lender(folder, cards[0])
-        for name, labelled in labelled_models(folder, needed, corrections(folder)).items():
+        for name, labelled in labelled_models(folder, read, corrections(folder)).items():
             lent.setdefault(name, []).extend(one for one in labelled if not one.disturbed)
     if totals_only:
         models = {name: without_kernels(own) for name, own in models.items()}
     others = {one.runtime: one.fits for one in near if one.artifact.card.machine_id == cards[0].machine.id}
     fits: dict[str, Fits] = {}
     also: dict[str, list[LabelledModel]] = {}
-    for name in needed:
+    starts = {nearest[name] for name in names if not _told(models[name])}
+    for name in [name for name in read if name in names or name in starts]:
         start = others.get(name) or fits.get(nearest[name])
         also[name] = borrowed(models[name], lent[name]) if _told(models[name]) and _told(lent.get(name, ())) else []
         fits[name] = _fit(models[name], also[name], start, seed, jobs or os.cpu_count() or 1)

@@ -25,17 +25,29 @@ DERIVED = (
     "in_rest16", "out_rest16", "in_rest8", "out_rest8", "group_in", "group_out", "column_rest16", "row_rest",
     "pixels_out", "kernel_area", "aspect", "out_blocks", "filter_waste", "in_passes", "side_rest", "pixel_rest",
     "row_rest12", "padding_share", "pixel_rest4", "pixel_rest16", "filter_waste8", "side_waste3",
+    "filter_waste16", "pixel_waste6", "panels_at_once", "restreamed", "shared_sets",
+    "row_waste24", "row_waste48",
 )  # fmt: skip
 """What the residual sees beside a kernel's numbers: sizes in logarithms, ratios, and remainders by block sizes.
 
 The sizes are those of onnxruntime's kernels (MLAS, snchwc.cpp and sgemm.cpp): four blocks of 16 filters at once, 128
 input channels in one pass of a 1x1 convolution, 6 pixels in a row at once, 12 rows of a product; without AVX-512 four
-blocks of 8 filters and 3 pixels (SconvKernelAvxCommon.h): filter_waste8 and side_waste3. pixel_rest4 and
+blocks of 8 filters and 3 pixels (SconvKernelAvxCommon.h): filter_waste8 and side_waste3. MNN's products take 24 rows at
+once, 48 with AVX-512. The five before these are tract's
+(linalg, mmm/mod.rs): tiles of 16 filters by 6 pixels, so many panels of either at once as a third of the L2 holds, none
+but one from 1,986 inner steps on; restreamed: the share of weights read again for each such block, where L2 does not
+hold them (3x3 on Zen 4 without AVX-512: 26 multiply-adds a nanosecond for 39); shared_sets: how many rows of a tile lie
+in the same set of the L1 (logarithm), as planes of 32 x 32 and its multiples do: stores take two to four times as long.
+pixel_rest4 and
 pixel_rest16 are of torch's planes: where they are no multiple of a vector, all but the first begin off a boundary
 (batch norm over 31 x 31 takes twice as long per element as over 32 x 32, kernels-zen5).
 """
 
-OWN = {"filter_waste8": "onnxruntime", "side_waste3": "onnxruntime"}
+OWN = {
+    "filter_waste8": "onnxruntime", "side_waste3": "onnxruntime", "row_waste24": "mnn", "row_waste48": "mnn",
+    "filter_waste16": "tract", "pixel_waste6": "tract", "panels_at_once": "tract", "restreamed": "tract",
+    "shared_sets": "tract",
+}  # fmt: skip
 """Columns that describe the blocks of one runtime alone, which others would only find chance in.
 
 Seen by all, on Zen 4 without AVX-512, families left out: onnxruntime 5.5 -> 5.2 %, torch 5.9 -> 6.0, OpenVINO 9.5 ->
@@ -56,6 +68,10 @@ malloc gives it again what the last output of the same size lay in (torch's batc
 """
 
 _LATELY = 4
+
+_TILE_FILTERS, _TILE_PIXELS, _MOST_PANELS = 16, 6, 16
+_L1_WAY_BYTES = 4096
+_MNN_ROWS = 24
 
 COLUMNS = (*FIELDS, *PHYSICAL, *DERIVED, *CONTEXT)
 
@@ -138,6 +154,9 @@ def _derived(x: dict[str, Floats]) -> dict[str, Floats]:
     moved = activations + x["bytes_weights"]
     groups = np.maximum(x["group"], 1.0)
     blocks, blocks8 = np.ceil(x["channels_out"] / 16.0), np.ceil(x["channels_out"] / 8.0)
+    panel_bytes = 4.0 * (_TILE_FILTERS + _TILE_PIXELS) * np.maximum(x["inner"], 1.0)
+    panels = np.clip(_LARGE_L2_BYTES // 3 // panel_bytes, 1.0, _MOST_PANELS)
+    row_bytes = 4 * np.where(x["kernel_h"] > 0, x["rows"], x["columns"]).astype(np.int64)
     return {
         "log_macs": np.log2(x["macs"] + 1.0),
         "log_bytes": np.log2(activations + 1.0),
@@ -160,6 +179,13 @@ def _derived(x: dict[str, Floats]) -> dict[str, Floats]:
         "out_blocks": blocks,
         "filter_waste": np.ceil(blocks / 4.0) * 4.0 / np.maximum(blocks, 1.0),
         "filter_waste8": np.ceil(blocks8 / 4.0) * 4.0 / np.maximum(blocks8, 1.0),
+        "filter_waste16": _padded(x["columns"], _TILE_FILTERS),
+        "pixel_waste6": _padded(x["rows"], _TILE_PIXELS),
+        "panels_at_once": panels,
+        "restreamed": (x["bytes_weights"] > 0.93 * _LARGE_L2_BYTES) * (panels > 1.0) / panels,
+        "shared_sets": np.log2(np.maximum(np.gcd(row_bytes, _L1_WAY_BYTES), 1.0)),
+        "row_waste24": _padded(x["rows"], _MNN_ROWS),
+        "row_waste48": _padded(x["rows"], 2 * _MNN_ROWS),
         "side_waste3": np.ceil(x["side_out"] / 3.0) * 3.0 / np.maximum(x["side_out"], 1.0),
         "in_passes": np.ceil(x["channels_in"] / 128.0),
         "side_rest": np.round(x["side_out"]) % 6,
@@ -169,3 +195,8 @@ def _derived(x: dict[str, Floats]) -> dict[str, Floats]:
         "pixel_rest16": np.round(x["side_out"] ** 2) % 16,
         "padding_share": (x["kernel_h"] - 1.0) / np.maximum(x["side_out"], 1.0) * (x["kernel_h"] > 0),
     }
+
+
+def _padded(count: Floats, block: int) -> Floats:
+    """Return by what factor whole blocks are more than there is."""
+    return np.asarray(np.ceil(count / block) * block / np.maximum(count, 1.0))

@@ -234,6 +234,8 @@ def _convolution(
     if node.attributes.get("unfolded"):
         # One algorithm for all: the groups one after another, each a product, of the input as it is or unfolded.
         return f"{_plain(node.op)} {'in place' if set(kernel) == {1} and numbers['stride'] == 1 else 'unfolded'}"
+    if node.attributes.get("single_blocks"):
+        return f"{_plain(node.op)} single blocks"
     if node.attributes.get("plain_input"):
         form += "/plain input"
     if form in ("1x1", "3x3", "depthwise") and numbers["stride"] > 1:

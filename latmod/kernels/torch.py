@@ -8,12 +8,17 @@ from math import prod
 
 from latmod.graph import Graph
 from latmod.kernels.activations import restore_gelu, restore_silu
-from latmod.kernels.layouts import Layouts
+from latmod.kernels.layouts import Layouts, Shape
 from latmod.kernels.rewriting import Rewriter, Step
 
 # ATen's Convolution.cpp, ConvParams::use_mkldnn: with one thread these run on torch's own im2col and Gemm instead of
 # oneDNN: 1x1 of stride 1 below a batch of 16; ungrouped, one image of at most 20,480 elements, and a small kernel.
 _LARGE_BATCH, _SMALL_INPUT, _LARGE_KERNEL = 16, 20480, 3
+
+# oneDNN's jit_avx512_common_conv_kernel.cpp, init_conf: filters in blocks of 16, up to five blocks at once where their
+# number can be divided so. Rows that registers hold, and few filters over wider ones, run in another way.
+_FILTERS, _MOST_BLOCKS = 16, 5
+_ROW, _FEW_FILTERS, _FEW_FILTERS_ROW = 28, 96, 147
 
 # oneDNN's jit_uni_dw_conv_kernel_utils: so many pixels of a row at once, and no more padding beside one, with vectors
 # of 16 and of fewer elements. What it refuses is unfolded, and takes ten times as long.
@@ -42,19 +47,46 @@ def run_eagerly(graph: Graph, *, threads: int, block: int) -> Rewriter:
 
 
 def _choose(work: Rewriter, layouts: Layouts, step: Step, threads: int, block: int) -> None:
-    """Name a convolution after its library, and mark the algorithm of one of single channels."""
+    """Name a convolution after its library, and mark the algorithm that this chooses."""
     if not uses_onednn(work, step, threads):
         step.op = "SlowConv"
         return
     source, weight = work.shape(step.inputs[0]), work.shape(step.inputs[1])
     group = step.integer("group", 1)
-    if len(source) != 4 or len(weight) != 4 or group == 1 or weight[1] != 1 or group != source[1]:
+    if len(source) != 4 or len(weight) != 4:
+        return
+    if group == 1 and block == _FILTERS:
+        if runs_single_blocks(source, weight, work.shape(step.outputs[0]), step):
+            step.attributes["single_blocks"] = 1
+        return
+    if group == 1 or weight[1] != 1 or group != source[1]:
         return
     pads = step.ints("pads", (0, 0, 0, 0))
     if layouts.has_channels_last(step.inputs[0]):
         step.attributes["channels_last"] = 1
     elif max(pads[1], pads[3]) > (_PIXELS if block == 16 else _FEWER_PIXELS):
         step.attributes["unfolded"] = 1
+
+
+def runs_single_blocks(source: Shape, weight: Shape, out: Shape, step: Step) -> bool:
+    """Tell whether oneDNN with AVX-512 takes one block of filters at a time, reading a pixel for each multiplication.
+
+    Where blocks have no divisor up to five: 11, 13, 17 of them, say. It takes a third longer than two blocks or more
+    (kernels, Zen 4: 42 multiply-adds a nanosecond and 54). A row that registers hold is another way, as quick as these.
+    """
+    if len(out) != 4 or set(weight[2:]) == {1} or weight[3] > _LARGE_KERNEL:
+        return False
+    blocks = -(-weight[0] // _FILTERS)
+    if any(blocks % several == 0 for several in range(2, _MOST_BLOCKS + 1)):
+        return False
+    batch, filters, (height, width) = source[0], blocks * _FILTERS, out[2:]
+    if batch == 1:
+        few = filters <= _FEW_FILTERS and width <= _FEW_FILTERS_ROW
+        return not (width <= _ROW or few or weight[1] < _FILTERS)
+    one_step = set(step.ints("strides", ())) <= {1}
+    deep = (width == 13 and weight[1] > 176) or (width == _ROW and weight[1] > 496)
+    shallow = one_step or (batch <= _LARGE_BATCH and (filters <= 192 or height <= 10))
+    return not (weight[3] == _LARGE_KERNEL and width <= _ROW and shallow and not deep)
 
 
 def uses_onednn(work: Rewriter, step: Step, threads: int) -> bool:

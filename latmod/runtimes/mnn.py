@@ -29,7 +29,7 @@ class Mnn:
 
     name = "mnn"
     extra = "mnn"
-    rules = "onnxruntime"
+    rules = "mnn"
     source = "the .onnx file, converted by MNN's _tools"
     # Winograd transforms of 3x3 convolutions lose digits: up to 3e-3 seen on ResNet-50.
     tolerance = 1e-2

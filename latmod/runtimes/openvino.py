@@ -23,7 +23,7 @@ class OpenVino:
 
     name = "openvino"
     extra = "openvino"
-    rules = "onnxruntime"
+    rules = "openvino"
     source = "the .onnx file, compiled"
     tolerance = 1e-3
     profiles = True

@@ -1,13 +1,21 @@
 """Torch's choice between its own convolution and oneDNN, against the operators that its profiler names."""
 
+from pathlib import Path
+from statistics import median
+
 import pytest
 
+from latmod.dataset import DatasetFolder
 from latmod.graph import read_graph
 from latmod.kernels import kernels
+from latmod.kernels.rewriting import Step
+from latmod.kernels.torch import runs_single_blocks
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper  # noqa: E402
+
+DATASETS = Path(__file__).parents[2] / "datasets"
 
 CASES = [
     # batch, channels, filters, side, kernel, stride, groups
@@ -67,7 +75,36 @@ def test_a_convolution_goes_where_torch_sends_it(case: tuple[int, ...], tmp_path
     assert ("aten::mkldnn_convolution" in names) == (expected == "Conv"), names
 
 
-@pytest.mark.parametrize("rules", ["torch", "onnxruntime", "ncnn"])
+def test_filters_that_no_blocks_divide_take_longer() -> None:
+    """What torch told on a machine with AVX-512: by the rules these run one block of filters at a time."""
+    folder = DatasetFolder(DATASETS / "kernels")
+    isa = folder.read_card().machine.isa
+    rates: dict[bool, list[float]] = {False: [], True: []}
+    for burst in folder.read_kernels():
+        if burst.runtime != "torch" or not burst.model.startswith("plain"):
+            continue
+        found = kernels(read_graph(folder.graph_path(burst.model)), "torch", isa=isa)
+        told = {time.value: time.ns for time in burst.kernels}
+        for one in found:
+            if one.kind in ("Conv 3x3", "Conv single blocks") and one.number("macs") > 3e8 and one.values[0] in told:
+                rates[one.kind != "Conv 3x3"].append(one.number("padded_macs") / told[one.values[0]])
+    assert len(rates[True]) > 20
+    assert median(rates[True]) < 0.85 * median(rates[False])
+
+
+@pytest.mark.parametrize(
+    ("filters", "side", "batch", "alone"),
+    [(176, 64, 1, True), (176, 28, 1, False), (192, 64, 1, False), (80, 64, 1, False), (80, 160, 1, False),
+     (496, 56, 1, True), (176, 28, 4, False), (176, 13, 4, True)],
+)  # fmt: skip
+def test_blocks_of_filters(filters: int, side: int, batch: int, alone: bool) -> None:
+    """Eleven blocks have no divisor, twelve have; rows of 28 pixels are held in registers; five blocks are one go."""
+    source, weight, out = (batch, 192, side, side), (filters, 192, 3, 3), (batch, filters, side, side)
+    step = Step(op="Conv", inputs=["x", "w"], outputs=["y"], attributes={"strides": (1, 1)}, sources=["conv"])
+    assert runs_single_blocks(source, weight, out, step) is alone
+
+
+@pytest.mark.parametrize("rules", ["torch", "onnxruntime", "mnn", "ncnn", "openvino"])
 def test_what_follows_an_unknown_operator_has_kernels_too(rules: str, tmp_path) -> None:
     """No value behind it has a shape, whatever comes there."""
     numbers = {"start": [0], "end": [2], "axis": [1], "shape": [1, -1]}
@@ -85,8 +122,10 @@ def test_what_follows_an_unknown_operator_has_kernels_too(rules: str, tmp_path) 
         helper.make_node("Gather", ["a", "first"], ["g"], axis=1),
         helper.make_node("Split", ["a"], ["s", ""], axis=1, num_outputs=2),
         helper.make_node("MatMul", ["u", "m"], ["told"]),
+        helper.make_node("LRN", ["u"], ["l"], size=5),
+        helper.make_node("Mul", ["told", "c"], ["scaled"]),
     ]
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("y", "g", "s")]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("y", "g", "s", "l", "scaled")]
     outputs.append(helper.make_tensor_value_info("told", TensorProto.FLOAT, [1, 8, 9, 4]))
     fixed.append(helper.make_tensor("m", TensorProto.FLOAT, [9, 4], [0.0] * 36))
     graph = helper.make_graph(
@@ -95,4 +134,4 @@ def test_what_follows_an_unknown_operator_has_kernels_too(rules: str, tmp_path) 
     path = tmp_path / "unknown.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("my", 1)]), path)
     found = kernels(read_graph(path), rules, isa=("avx2",))
-    assert {name for kernel in found for name in kernel.values} >= {"u", "a", "b", "c", "d", "y", "g", "s", "told"}
+    assert {name for kernel in found for name in kernel.values} >= {*"uabcdygsl", "told", "scaled"}

@@ -1,0 +1,45 @@
+"""What OpenVINO does otherwise than onnxruntime, whose rules it shares."""
+
+from pathlib import Path
+
+from latmod.dataset import DatasetFolder
+from latmod.graph import read_graph
+from latmod.kernels import kernels
+
+DATASETS = Path(__file__).parents[2] / "datasets"
+GRAPHS = DATASETS / "kernels" / "graphs"
+
+
+def test_a_scale_of_columns_goes_into_the_weights() -> None:
+    graph = read_graph(GRAPHS / "largekernel-65714-w136-d4-s240.onnx")
+    own, like = (kernels(graph, rules, isa=("avx2",)) for rules in ("openvino", "onnxruntime"))
+    scales = [kernel.nodes[0] for kernel in like if kernel.op == "Mul"]
+    assert scales
+    assert not [kernel for kernel in own if kernel.op == "Mul"]
+    holders = [kernel.kind for kernel in own if set(scales) & set(kernel.nodes)]
+    assert holders == ["Gemm weights"] * len(scales)
+
+
+def test_a_scale_by_activations_stays() -> None:
+    graph = read_graph(DATASETS / "zoo" / "graphs" / "efficientnet_b0.onnx")
+    own, like = (kernels(graph, rules, isa=("avx2",)) for rules in ("openvino", "onnxruntime"))
+    assert "Mul" in {kernel.op for kernel in own}
+    assert own == like
+
+
+def test_norms_that_no_vectors_fit_take_more_steps() -> None:
+    """What the engine told: three times as long per element and more."""
+    folder = DatasetFolder(DATASETS / "kernels-engines-zen4-avx2")
+    bursts = [one for one in folder.read_kernels() if one.runtime == "openvino" and one.model.startswith("early")]
+    per_element: dict[bool, list[float]] = {False: [], True: []}
+    for burst in bursts:
+        graph = read_graph(folder.graph_path(burst.model))
+        like = kernels(graph, "onnxruntime", isa=("avx2",))
+        own = {one.label: one for one in kernels(graph, "openvino", isa=("avx2",))}
+        told = {node: time.ns for time in burst.kernels for node in time.nodes}
+        for one in like:
+            if one.op == "LRN" and one.label in told:
+                slow = own[one.label].number("steps") > one.number("steps")
+                per_element[slow].append(told[one.label] / one.number("numel_out"))
+    assert min(map(len, per_element.values())) > 5
+    assert min(per_element[True]) > 3 * max(per_element[False])
