@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from latmod.graph import Graph
 from latmod.kernels.kernel import FIELDS, Kernel, describe
 from latmod.kernels.mnn import as_mnn
-from latmod.kernels.ncnn import as_ncnn
+from latmod.kernels.ncnn import copy_reshapes
 from latmod.kernels.onnxruntime import optimise
 from latmod.kernels.openvino import as_openvino
 from latmod.kernels.torch import run_eagerly
@@ -25,7 +25,7 @@ def kernels(graph: Graph, rules: str, *, isa: Iterable[str] = (), threads: int =
 def adjusted(graph: Graph, rules: str, found: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
     """Return kernels by some rules, made of those by the nearest; the very same where nothing differs."""
     if rules == "ncnn":
-        return as_ncnn(graph, found)
+        return copy_reshapes(graph, found)
     if rules == "mnn":
         return as_mnn(found)
     return as_openvino(graph, found) if rules == "openvino" else found

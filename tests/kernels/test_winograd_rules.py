@@ -1,4 +1,4 @@
-"""Convolutions in tiles, as MNN and ncnn do them."""
+"""Convolutions in tiles, as MNN does them."""
 
 from pathlib import Path
 from statistics import median
@@ -63,20 +63,6 @@ def test_others_stay_as_they_are(numbers: dict[str, float]) -> None:
 def test_few_channels_are_not_worth_the_transforms() -> None:
     found = (convolution(56, channels=1, filters=1),)
     assert as_mnn(found) is found
-
-
-def test_ncnn_takes_larger_tiles_for_few_channels() -> None:
-    found = kernels(read_graph(DATASETS / "zoo" / "graphs" / "vgg16.onnx"), "ncnn", isa=("avx2",))
-    sides = {
-        (one.number("channels_in"), one.number("channels_out")): one.number("products") ** 0.5
-        for one in found
-        if one.kind == "Conv winograd"
-    }
-    assert sides == dict.fromkeys(sides, 6.0)
-    assert (3.0, 64.0) in sides
-    assert len(sides) == 8
-    small = kernels(read_graph(DATASETS / "kernels" / "graphs" / "plain-45714-w32-d5-s320.onnx"), "ncnn", isa=("avx2",))
-    assert 64.0 in {one.number("products") for one in small if one.kind == "Conv winograd"}
 
 
 def test_tiles_explain_what_mnn_told() -> None:
