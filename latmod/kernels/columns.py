@@ -32,15 +32,16 @@ DERIVED = (
 
 The sizes are those of onnxruntime's kernels (MLAS, snchwc.cpp and sgemm.cpp): four blocks of 16 filters at once, 128
 input channels in one pass of a 1x1 convolution, 6 pixels in a row at once, 12 rows of a product; without AVX-512 four
-blocks of 8 filters and 3 pixels (SconvKernelAvxCommon.h): filter_waste8 and side_waste3. MNN's products take 24 rows at
-once, 48 with AVX-512. The five before these are tract's
-(linalg, mmm/mod.rs): tiles of 16 filters by 6 pixels, so many panels of either at once as a third of the L2 holds, none
-but one from 1,986 inner steps on; restreamed: the share of weights read again for each such block, where L2 does not
-hold them (3x3 on Zen 4 without AVX-512: 26 multiply-adds a nanosecond for 39); shared_sets: how many rows of a tile lie
-in the same set of the L1 (logarithm), as planes of 32 x 32 and its multiples do: stores take two to four times as long.
-pixel_rest4 and
-pixel_rest16 are of torch's planes: where they are no multiple of a vector, all but the first begin off a boundary
+blocks of 8 filters and 3 pixels (SconvKernelAvxCommon.h): filter_waste8 and side_waste3. pixel_rest4 and pixel_rest16
+are of torch's planes: where they are no multiple of a vector, all but the first begin off a boundary
 (batch norm over 31 x 31 takes twice as long per element as over 32 x 32, kernels-zen5).
+
+filter_waste16 to shared_sets are of tract's tiles, 16 filters by 6 pixels (linalg, mmm/mod.rs). It walks so many panels
+of either at once as a third of the L2 holds, from 1,986 inner steps on one; restreamed: where L2 does not hold the
+weights, the share of them read again for each such block (3x3 on Zen 4 without AVX-512: 26 multiply-adds a nanosecond
+for 39). shared_sets: the largest power of two, up to a way of the L1, that divides the distance of a tile's rows: at a
+whole way they push each other out (3x3 of stride 2 on 192 x 192 runs at 0.6 of the rate of that on 208 x 208).
+MNN's products take 24 rows at once, 48 with AVX-512: row_waste24 and row_waste48.
 """
 
 OWN = {

@@ -16,8 +16,9 @@ from latmod.kernels.rewriting import Rewriter, Step
 _LARGE_BATCH, _SMALL_INPUT, _LARGE_KERNEL = 16, 20480, 3
 
 # oneDNN's jit_avx512_common_conv_kernel.cpp, init_conf: filters in blocks of 16, up to five blocks at once where their
-# number can be divided so. Rows that registers hold, and few filters over wider ones, run in another way.
-_FILTERS, _MOST_BLOCKS = 16, 5
+# number can be divided so. Wide kernels, rows that registers hold, and few filters over wider ones run in another way;
+# of several images only rows of a kernel 3 wide, but for some that are many channels deep.
+_FILTERS, _MOST_BLOCKS, _NARROW_KERNEL, _FEW_IMAGES = 16, 5, 3, 16
 _ROW, _FEW_FILTERS, _FEW_FILTERS_ROW = 28, 96, 147
 
 # oneDNN's jit_uni_dw_conv_kernel_utils: so many pixels of a row at once, and no more padding beside one, with vectors
@@ -74,7 +75,7 @@ def runs_single_blocks(source: Shape, weight: Shape, out: Shape, step: Step) -> 
     Where blocks have no divisor up to five: 11, 13, 17 of them, say. It takes a third longer than two blocks or more
     (kernels, Zen 4: 42 multiply-adds a nanosecond and 54). A row that registers hold is another way, as quick as these.
     """
-    if len(out) != 4 or set(weight[2:]) == {1} or weight[3] > _LARGE_KERNEL:
+    if len(out) != 4 or set(weight[2:]) == {1} or weight[3] > _NARROW_KERNEL:
         return False
     blocks = -(-weight[0] // _FILTERS)
     if any(blocks % several == 0 for several in range(2, _MOST_BLOCKS + 1)):
@@ -85,8 +86,8 @@ def runs_single_blocks(source: Shape, weight: Shape, out: Shape, step: Step) -> 
         return not (width <= _ROW or few or weight[1] < _FILTERS)
     one_step = set(step.ints("strides", ())) <= {1}
     deep = (width == 13 and weight[1] > 176) or (width == _ROW and weight[1] > 496)
-    shallow = one_step or (batch <= _LARGE_BATCH and (filters <= 192 or height <= 10))
-    return not (weight[3] == _LARGE_KERNEL and width <= _ROW and shallow and not deep)
+    shallow = one_step or (batch <= _FEW_IMAGES and (filters <= 192 or height <= 10))
+    return not (weight[3] == _NARROW_KERNEL and width <= _ROW and shallow and not deep)
 
 
 def uses_onednn(work: Rewriter, step: Step, threads: int) -> bool:
