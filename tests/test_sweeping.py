@@ -198,7 +198,12 @@ def test_ctrl_c_ends_at_once_and_says_how_to_resume(
     out = folder.path if phase == "burst" else tmp_path / "empty"
     environment = {**os.environ, "LATMOD_FAKE": "hang:.onnx"}
     command = [sys.executable, "-m", "latmod", "sweep", str(tiny_space), "--runtime", "fake", "--out", str(out)]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    # What a shell starts in the background ignores this signal, and so do its children, these tests among them.
+    heard = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, heard)
     deadline = time.monotonic() + 30
     while not DatasetFolder(out).exists and time.monotonic() < deadline:
         time.sleep(0.05)
