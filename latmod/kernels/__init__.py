@@ -4,11 +4,14 @@ from collections.abc import Iterable
 
 from latmod.graph import Graph
 from latmod.kernels.kernel import FIELDS, Kernel, describe
-from latmod.kernels.mnn import as_mnn
-from latmod.kernels.ncnn import copy_reshapes
+from latmod.kernels.mnn import changed_in_mnn
+from latmod.kernels.ncnn import changed_in_ncnn
 from latmod.kernels.onnxruntime import optimise
-from latmod.kernels.openvino import as_openvino
+from latmod.kernels.openvino import changed_in_openvino
 from latmod.kernels.torch import run_eagerly
+
+_CHANGED_IN = {"mnn": changed_in_mnn, "ncnn": changed_in_ncnn, "openvino": changed_in_openvino}
+"""What differs from onnxruntime in runtimes whose rules nearly are its own."""
 
 
 def kernels(graph: Graph, rules: str, *, isa: Iterable[str] = (), threads: int = 1) -> tuple[Kernel, ...]:
@@ -24,16 +27,16 @@ def kernels(graph: Graph, rules: str, *, isa: Iterable[str] = (), threads: int =
 
 def adjusted(graph: Graph, rules: str, found: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
     """Return kernels by some rules, made of those by the nearest; the very same where nothing differs."""
-    if rules == "ncnn":
-        return copy_reshapes(graph, found)
-    if rules == "mnn":
-        return as_mnn(found)
-    return as_openvino(graph, found) if rules == "openvino" else found
+    changed = _CHANGED_IN[rules](graph, found) if rules in _CHANGED_IN else {}
+    if not changed:
+        return found
+    own = (changed.get(place, kernel) for place, kernel in enumerate(found))
+    return tuple(kernel for kernel in own if kernel is not None)
 
 
 def nearest_rules(rules: str) -> str:
     """Return the rules that some rules differ from in a few kernels only; else the same."""
-    return "onnxruntime" if rules in ("mnn", "ncnn", "openvino") else rules
+    return "onnxruntime" if rules in _CHANGED_IN else rules
 
 
 def channel_block(isa: Iterable[str]) -> int:

@@ -33,8 +33,8 @@ DERIVED = (
 The sizes are those of onnxruntime's kernels (MLAS, snchwc.cpp and sgemm.cpp): four blocks of 16 filters at once, 128
 input channels in one pass of a 1x1 convolution, 6 pixels in a row at once, 12 rows of a product; without AVX-512 four
 blocks of 8 filters and 3 pixels (SconvKernelAvxCommon.h): filter_waste8 and side_waste3. pixel_rest4 and pixel_rest16
-are of torch's planes: where they are no multiple of a vector, all but the first begin off a boundary
-(batch norm over 31 x 31 takes twice as long per element as over 32 x 32, kernels-zen5).
+are of torch's planes: where they are no multiple of a vector, all but the first begin off a boundary (batch norm over
+31 x 31 takes twice as long per element as over 32 x 32, kernels-zen5).
 
 filter_waste16 to shared_sets are of tract's tiles, 16 filters by 6 pixels (linalg, mmm/mod.rs). It walks so many panels
 of either at once as a third of the L2 holds, from 1,986 inner steps on one; restreamed: where L2 does not hold the
@@ -178,8 +178,8 @@ def _derived(x: dict[str, Floats]) -> dict[str, Floats]:
         "kernel_area": x["kernel_h"] * x["kernel_w"],
         "aspect": np.log2((x["rows"] + 1.0) / (x["columns"] + 1.0)),
         "out_blocks": blocks,
-        "filter_waste": np.ceil(blocks / 4.0) * 4.0 / np.maximum(blocks, 1.0),
-        "filter_waste8": np.ceil(blocks8 / 4.0) * 4.0 / np.maximum(blocks8, 1.0),
+        "filter_waste": _padded(blocks, 4),
+        "filter_waste8": _padded(blocks8, 4),
         "filter_waste16": _padded(x["columns"], _TILE_FILTERS),
         "pixel_waste6": _padded(x["rows"], _TILE_PIXELS),
         "panels_at_once": panels,
@@ -187,7 +187,7 @@ def _derived(x: dict[str, Floats]) -> dict[str, Floats]:
         "shared_sets": np.log2(np.maximum(np.gcd(row_bytes, _L1_WAY_BYTES), 1.0)),
         "row_waste24": _padded(x["rows"], _MNN_ROWS),
         "row_waste48": _padded(x["rows"], 2 * _MNN_ROWS),
-        "side_waste3": np.ceil(x["side_out"] / 3.0) * 3.0 / np.maximum(x["side_out"], 1.0),
+        "side_waste3": _padded(x["side_out"], 3),
         "in_passes": np.ceil(x["channels_in"] / 128.0),
         "side_rest": np.round(x["side_out"]) % 6,
         "pixel_rest": np.round(x["side_out"] ** 2) % 6,

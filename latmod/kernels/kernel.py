@@ -69,6 +69,11 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
         """Give one of the numbers by its name."""
         return self.numbers[FIELDS.index(field)]
 
+    def with_numbers(self, **changed: float) -> "Kernel":
+        """Return the same kernel with some of the numbers changed, by their names."""
+        numbers = dict(zip(FIELDS, self.numbers, strict=True)) | changed
+        return msgspec.structs.replace(self, numbers=tuple(numbers[field] for field in FIELDS))
+
 
 def describe(work: Rewriter) -> tuple[Kernel, ...]:
     """Return the kernels of a rewritten graph. Raises GraphError where shapes contradict an operator."""

@@ -1,11 +1,11 @@
 """What OpenVINO makes of a graph, as far as it differs from onnxruntime."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import msgspec
 
 from latmod.graph import Graph, Node
-from latmod.kernels.kernel import FIELDS, Kernel
+from latmod.kernels.kernel import Kernel
 
 # oneDNN's jit_uni_lrn: windows of five channels, vectors of eight; anything else element by element, with a power each.
 _WINDOW, _VECTOR = 5, 8
@@ -13,8 +13,8 @@ _POWER_STEPS = 10.0
 _WEIGHTED = ("Gemm weights", "MatMul weights")
 
 
-def as_openvino(graph: Graph, found: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
-    """Return kernels in OpenVINO, made of those in onnxruntime; the very same where nothing differs.
+def changed_in_openvino(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel | None]:
+    """Return what is otherwise in OpenVINO, by its place among the kernels in onnxruntime; None for what is gone.
 
     A product with weights takes a scale of its columns into these, so no kernel is left of it: what the engine tells of
     the product bears the scale's name. Local response norms that no vectors fit take so many more steps per element
@@ -27,32 +27,19 @@ def as_openvino(graph: Graph, found: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
         if place < 0:
             continue
         if node.op == "LRN" and not _fits_vectors(node, found[place]):
-            changed[place] = _by_element(found[place])
+            changed[place] = found[place].with_numbers(steps=found[place].number("steps") * _POWER_STEPS)
         scaled = _scaled_product(graph, node) if node.op == "Mul" and found[place].nodes == (node.name,) else None
         product = places.get(scaled.name, -1) if scaled is not None else -1
         if product >= 0 and found[product].kind.startswith(_WEIGHTED):
             own = changed.get(product) or found[product]
             changed[product] = msgspec.structs.replace(own, nodes=(*own.nodes, node.name))
             changed[place] = None
-    return tuple(_kept(found, changed)) if changed else found
-
-
-def _kept(found: tuple[Kernel, ...], changed: dict[int, Kernel | None]) -> Iterator[Kernel]:
-    for place, kernel in enumerate(found):
-        left = changed.get(place, kernel)
-        if left is not None:
-            yield left
+    return changed
 
 
 def _fits_vectors(node: Node, kernel: Kernel) -> bool:
     shape = kernel.inputs[0] if kernel.inputs else ()
     return node.integer("size", 0) == _WINDOW and len(shape) > 1 and shape[1] % _VECTOR == 0
-
-
-def _by_element(kernel: Kernel) -> Kernel:
-    steps = FIELDS.index("steps")
-    numbers = (*kernel.numbers[:steps], kernel.numbers[steps] * _POWER_STEPS, *kernel.numbers[steps + 1 :])
-    return msgspec.structs.replace(kernel, numbers=numbers)
 
 
 def _scaled_product(graph: Graph, node: Node) -> Node | None:

@@ -56,16 +56,13 @@ def _choose(work: Rewriter, layouts: Layouts, step: Step, threads: int, block: i
     group = step.integer("group", 1)
     if len(source) != 4 or len(weight) != 4:
         return
-    if group == 1 and block == _FILTERS:
-        if runs_single_blocks(source, weight, work.shape(step.outputs[0]), step):
-            step.attributes["single_blocks"] = 1
-        return
-    if group == 1 or weight[1] != 1 or group != source[1]:
-        return
+    depthwise = group > 1 and weight[1] == 1 and group == source[1]
     pads = step.ints("pads", (0, 0, 0, 0))
-    if layouts.has_channels_last(step.inputs[0]):
+    if group == 1 and block == _FILTERS and runs_single_blocks(source, weight, work.shape(step.outputs[0]), step):
+        step.attributes["single_blocks"] = 1
+    elif depthwise and layouts.has_channels_last(step.inputs[0]):
         step.attributes["channels_last"] = 1
-    elif max(pads[1], pads[3]) > (_PIXELS if block == 16 else _FEWER_PIXELS):
+    elif depthwise and max(pads[1], pads[3]) > (_PIXELS if block == 16 else _FEWER_PIXELS):
         step.attributes["unfolded"] = 1
 
 

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from latmod.dataset import DatasetFolder
 from latmod.graph import read_graph
-from latmod.kernels import kernels
+from latmod.kernels import adjusted, kernels
 from latmod.kernels.kernel import FIELDS, Kernel
-from latmod.kernels.mnn import as_mnn
-from latmod.kernels.winograd import may_be_tiled, tiled
+from latmod.kernels.mnn import may_be_tiled, tiled
 
 DATASETS = Path(__file__).parents[2] / "datasets"
+GRAPH = read_graph(DATASETS / "zoo" / "graphs" / "alexnet.onnx")
 
 
 def convolution(side: int, size: int = 3, channels: int = 64, filters: int = 64, **numbers: float) -> Kernel:
@@ -48,7 +48,7 @@ def test_tiles_cover_the_image(side: int, unit: int) -> None:
 
 def test_large_even_images_save_most() -> None:
     """F(6,3) needs 64 products for 36 x 9 multiplications: Lavin and Gray's factor of 5.06."""
-    found = as_mnn((convolution(96),))[0]
+    found = adjusted(GRAPH, "mnn", (convolution(96),))[0]
     assert found.kind == "Conv winograd"
     assert found.number("macs") / found.number("padded_macs") == pytest.approx(36 * 9 / 64)
 
@@ -57,12 +57,12 @@ def test_large_even_images_save_most() -> None:
 def test_others_stay_as_they_are(numbers: dict[str, float]) -> None:
     found = (convolution(56, **numbers),)
     assert not may_be_tiled(found[0])
-    assert as_mnn(found) is found
+    assert adjusted(GRAPH, "mnn", found) is found
 
 
 def test_few_channels_are_not_worth_the_transforms() -> None:
     found = (convolution(56, channels=1, filters=1),)
-    assert as_mnn(found) is found
+    assert adjusted(GRAPH, "mnn", found) is found
 
 
 def test_tiles_explain_what_mnn_told() -> None:
