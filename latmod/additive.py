@@ -29,9 +29,9 @@ OTHER = "other kinds"
 
 _MOVEMENTS = frozenset(
     {
-        "Concat", "CopyingReshape", "DepthToSpace", "Expand", "Flatten", "Gather", "Pad", "ReorderInput",
-        "ReorderOutput", "Reshape", "Resize", "RowsToImage", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile",
-        "Transpose", "Unsqueeze", "Upsample",
+        "ChannelShuffle", "Concat", "CopyingReshape", "DepthToSpace", "Expand", "Flatten", "Gather", "Pad",
+        "ReorderInput", "ReorderOutput", "Reshape", "Resize", "RowsToImage", "Slice", "SpaceToDepth", "Split",
+        "Squeeze", "Tile", "Transpose", "Unsqueeze", "Upsample",
     }
 )  # fmt: skip
 _REDUCTIONS = ("Pool", "Reduce", "Softmax", "LRN", "LayerNorm", "InstanceNorm", "GroupNorm", "Lp", "Arg", "TopK", "Cum")

@@ -30,6 +30,8 @@ Floats = NDArray[np.float64]
 
 _FEW = 12
 """Kernels of one kind below which it is priced as others of its class are."""
+_SILENT_SHARE = 0.1
+"""Share of a kind's kernels below which it is by chance that an engine told of any."""
 _STRANGE = 0.15
 """Share of the kernels that networks see as if their kind had never been seen, each model a second time."""
 _STREAMED_NS_PER_BYTE = 0.2
@@ -185,8 +187,23 @@ def merged(told: Training) -> Training:
 def _rated(models: Sequence[LabelledModel], told: Training) -> Additive:
     known = np.flatnonzero(np.isfinite(told.label_ns))
     kinds = [told.kinds[place] for place in known]
-    rates = _fit_rates(kinds, told.columns[known], told.label_ns[known], told.weights[known])
+    rates = _fit_rates(kinds, told.columns[known], told.label_ns[known], told.weights[known], silent_kinds(models))
     return calibrated(uncalibrated(rates), models)
+
+
+def silent_kinds(models: Sequence[LabelledModel]) -> list[str]:
+    """Return the kinds of which an engine that tells its kernels tells nothing: it has none, or none that take time.
+
+    What they are there for is told with their neighbours, and would be counted twice.
+    """
+    counts: dict[str, list[int]] = {}
+    for model in models:
+        if np.isfinite(model.told_ns):
+            for kernel, ns in zip(model.kernels, model.kernel_ns, strict=True):
+                count = counts.setdefault(kernel.kind, [0, 0])
+                count[0] += 1
+                count[1] += bool(np.isfinite(ns))
+    return sorted(kind for kind, (there, told) in counts.items() if there >= _FEW and told < _SILENT_SHARE * there)
 
 
 def with_residual(rated: Additive, models: Sequence[LabelledModel], told: Training, seed: int = 0) -> Additive:
@@ -244,7 +261,9 @@ def telling_ns(models: Sequence[LabelledModel]) -> float:
     return float((x[near] * y[near]).sum() / (x[near] ** 2).sum()) if near.any() else centre
 
 
-def _fit_rates(kinds: Sequence[str], columns: Columns, label_ns: Floats, weights: Floats) -> Rates:
+def _fit_rates(
+    kinds: Sequence[str], columns: Columns, label_ns: Floats, weights: Floats, silent: Sequence[str] = ()
+) -> Rates:
     physical = physical_part(columns)
     positions: dict[str, list[int]] = {}
     for position, kind in enumerate(kinds):
@@ -274,7 +293,8 @@ def _fit_rates(kinds: Sequence[str], columns: Columns, label_ns: Floats, weights
         for kind, own in sorted(positions.items())
         if len(own) >= _FEW
     }
-    found |= priors | {OTHER: other}
+    # All that is left of a silent kind is the call, which no rate is below.
+    found |= priors | {OTHER: other} | dict.fromkeys(silent, (0.0,) * len(PHYSICAL))
     return Rates(kinds=tuple(found), rates=tuple(found.values()))
 
 

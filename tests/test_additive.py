@@ -16,11 +16,20 @@ from latmod.additive import (
     seen_by,
 )
 from latmod.coverage import share_group
-from latmod.kernel_fitting import fit_additive, fit_rated, merged, parted, telling_ns, training_kernels
+from latmod.kernel_fitting import (
+    fit_additive,
+    fit_rated,
+    merged,
+    parted,
+    silent_kinds,
+    telling_ns,
+    training_kernels,
+)
 from latmod.kernel_study import Held, leave_families_out, leave_networks_out, quantiles
 from latmod.kernels import FIELDS, Kernel
 from latmod.kernels.columns import OWN, column_matrix
 from latmod.labels import LabelledModel
+from latmod.total_fitting import without_kernels
 
 KINDS = ("Conv 3x3", "Conv depthwise", "Gemm weights", "Add")
 
@@ -83,6 +92,20 @@ def test_kernels_sum_to_the_whole(fitted: Additive) -> None:
 def test_what_the_telling_costs_is_taken_off() -> None:
     assert telling_ns(models(60, telling=500.0, noise=0.0)) == pytest.approx(500.0, rel=0.1)
     assert telling_ns(models(60, telling=-300.0, noise=0.0)) == pytest.approx(-300.0, rel=0.1)
+
+
+def test_a_kind_that_an_engine_never_tells_of_is_left_with_the_call() -> None:
+    large = made("Reorder", {"bytes_in": 1e7, "bytes_out": 1e7})
+    whole = models(40)
+    phantom = [
+        msgspec.structs.replace(one, kernels=(*one.kernels, large), kernel_ns=(*one.kernel_ns, float("nan")))
+        for one in whole
+    ]
+    assert silent_kinds(whole) == []
+    assert silent_kinds(phantom) == ["Reorder"]
+    fitted = fit_rated(phantom)
+    assert fitted.kernel_ns([large])[0] < 1000.0 < fit_rated(whole).kernel_ns([large])[0]
+    assert silent_kinds(without_kernels(phantom)) == []
 
 
 def test_kernels_that_are_told_in_pairs_keep_their_prices() -> None:

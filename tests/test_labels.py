@@ -76,3 +76,17 @@ def test_what_an_engine_puts_in_counts_to_what_follows() -> None:
     kernels = [msgspec.structs.replace(kernel(op), nodes=(op,)) for op in "ab"]
     found = join(kernels, [[named(1, ""), named(2, "a"), named(3, "reorder"), named(4, "b"), named(5, "last")]])
     assert found == Told(kernel_ns=(3.0, 7.0), total_ns=15.0, unmatched_ns=5.0)
+
+
+def test_what_moves_a_value_is_the_kernel_that_the_rules_put_there_and_else_a_part_of_what_follows() -> None:
+    product, following = (msgspec.structs.replace(kernel(op), nodes=(op,)) for op in ("product", "following"))
+    mover = kernel("Reshape", value="rows")
+    burst = [
+        named(5, "product"),
+        told("Reshape", 70, value="rows"),
+        told("Permute", 2, value="other"),
+        named(1, "following"),
+    ]
+    found = join([product, mover, following], [burst])
+    assert found.kernel_ns == (5.0, 70.0, 3.0)
+    assert found.unmatched_ns == 0.0

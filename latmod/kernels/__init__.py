@@ -13,11 +13,18 @@ from latmod.kernels.torch import run_eagerly
 _CHANGED_IN = {"mnn": changed_in_mnn, "ncnn": changed_in_ncnn, "openvino": changed_in_openvino}
 """What differs from onnxruntime in runtimes whose rules nearly are its own."""
 
+_INSERTS_NOTHING = ("mnn", "openvino", "tract")
+"""Runtimes that have nothing of what onnxruntime puts in: layouts of its blocks, reshapes around products.
+
+Of 4,500 such kernels these engines told nothing at all, and they were priced at 1 to 4 % of what networks take
+(kernels-engines-zen4).
+"""
+
 
 def kernels(graph: Graph, rules: str, *, isa: Iterable[str] = (), threads: int = 1) -> tuple[Kernel, ...]:
     """Return the kernels of a graph by the rules of a runtime, on a machine with an instruction set, in no order.
 
-    There are those of onnxruntime, MNN, ncnn, OpenVINO and torch; by any other name a graph runs node by node, as in
+    Known are onnxruntime, MNN, ncnn, OpenVINO, tract and torch; by any other name a graph runs node by node, as in
     torch. Raises GraphError where shapes contradict an operator.
     """
     if nearest_rules(rules) != "onnxruntime":
@@ -27,7 +34,11 @@ def kernels(graph: Graph, rules: str, *, isa: Iterable[str] = (), threads: int =
 
 def adjusted(graph: Graph, rules: str, found: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
     """Return kernels by some rules, made of those by the nearest; the very same where nothing differs."""
-    changed = _CHANGED_IN[rules](graph, found) if rules in _CHANGED_IN else {}
+    changed: dict[int, Kernel | None] = {}
+    if rules in _INSERTS_NOTHING:
+        changed = {place: None for place, kernel in enumerate(found) if not kernel.nodes}
+    if rules in _CHANGED_IN:
+        changed |= _CHANGED_IN[rules](graph, found)
     if not changed:
         return found
     own = (changed.get(place, kernel) for place, kernel in enumerate(found))
@@ -36,7 +47,7 @@ def adjusted(graph: Graph, rules: str, found: tuple[Kernel, ...]) -> tuple[Kerne
 
 def nearest_rules(rules: str) -> str:
     """Return the rules that some rules differ from in a few kernels only; else the same."""
-    return "onnxruntime" if rules in _CHANGED_IN else rules
+    return "onnxruntime" if rules in _CHANGED_IN or rules in _INSERTS_NOTHING else rules
 
 
 def channel_block(isa: Iterable[str]) -> int:

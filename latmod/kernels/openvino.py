@@ -10,6 +10,7 @@ from latmod.kernels.kernel import Kernel
 # oneDNN's jit_uni_lrn: windows of five channels, vectors of eight; anything else element by element, with a power each.
 _WINDOW, _VECTOR = 5, 8
 _POWER_STEPS = 10.0
+_SHUFFLING = (0, 2, 1, 3, 4)
 _WEIGHTED = ("Gemm weights", "MatMul weights")
 
 
@@ -18,7 +19,8 @@ def changed_in_openvino(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kern
 
     A product with weights takes a scale of its columns into these, so no kernel is left of it: what the engine tells of
     the product bears the scale's name. Local response norms that no vectors fit take so many more steps per element
-    (kernels-engines-zen4-avx2: 17 ns for 1.5).
+    (kernels-engines-zen4-avx2: 17 ns for 1.5). A reshape that takes channels apart, a transpose and the reshape back
+    are one shuffle of channels, told by the name of the last.
     """
     places = {node: place for place, kernel in enumerate(found) for node in kernel.nodes}
     changed: dict[int, Kernel | None] = {}
@@ -28,6 +30,10 @@ def changed_in_openvino(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kern
             continue
         if node.op == "LRN" and not _fits_vectors(node, found[place]):
             changed[place] = found[place].with_numbers(steps=found[place].number("steps") * _POWER_STEPS)
+        shuffled = _shuffle(graph, node) if node.op == "Reshape" else ()
+        if shuffled and all(one.name in places for one in shuffled):
+            changed |= dict.fromkeys(places[one.name] for one in shuffled[:-1])
+            changed[place] = _shuffling(graph, found[place], shuffled)
         scaled = _scaled_product(graph, node) if node.op == "Mul" and found[place].nodes == (node.name,) else None
         product = places.get(scaled.name, -1) if scaled is not None else -1
         if product >= 0 and found[product].kind.startswith(_WEIGHTED):
@@ -52,3 +58,22 @@ def _scaled_product(graph: Graph, node: Node) -> Node | None:
         return None
     width = graph.tensors[active[0]].shape[-1:]
     return graph.producer(active[0]) if fixed[0].shape[-1:] == width and fixed[0].numel == width[0] else None
+
+
+def _shuffle(graph: Graph, last: Node) -> tuple[Node, ...]:
+    """Return the nodes that shuffle channels, where this is the last of them."""
+    turn = graph.producer(last.inputs[0])
+    first = graph.producer(turn.inputs[0]) if turn is not None else None
+    if turn is None or first is None or (turn.op, first.op) != ("Transpose", "Reshape"):
+        return ()
+    shapes = [graph.tensors[name].shape for name in (first.inputs[0], last.outputs[0]) if name in graph.tensors]
+    alone = graph.consumers(first.outputs[0]) == (turn,) and graph.consumers(turn.outputs[0]) == (last,)
+    return (first, turn, last) if alone and len({*shapes}) == 1 and turn.ints("perm", ()) == _SHUFFLING else ()
+
+
+def _shuffling(graph: Graph, kernel: Kernel, nodes: tuple[Node, ...]) -> Kernel:
+    bytes_moved = float(graph.tensors[nodes[-1].outputs[0]].nbytes)
+    moving = kernel.with_numbers(bytes_in=bytes_moved, bytes_out=bytes_moved, steps=kernel.number("numel_out"))
+    return msgspec.structs.replace(
+        moving, op="ChannelShuffle", kind="ChannelShuffle", nodes=tuple(node.name for node in nodes)
+    )

@@ -24,7 +24,7 @@ class Tract:
 
     name = "tract"
     extra = "tract"
-    rules = "onnxruntime"
+    rules = "tract"
     source = "the .onnx file"
     tolerance = 1e-3
     profiles = True

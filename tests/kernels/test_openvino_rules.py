@@ -24,7 +24,25 @@ def test_a_scale_by_activations_stays() -> None:
     graph = read_graph(DATASETS / "zoo" / "graphs" / "efficientnet_b0.onnx")
     own, like = (kernels(graph, rules, isa=("avx2",)) for rules in ("openvino", "onnxruntime"))
     assert "Mul" in {kernel.op for kernel in own}
-    assert own == like
+    assert own == tuple(kernel for kernel in like if kernel.nodes)
+
+
+def test_channels_are_shuffled_in_one_piece() -> None:
+    """One in each of 16 blocks, and no reshape or transpose besides."""
+    graph = read_graph(DATASETS / "zoo" / "graphs" / "shufflenet_v2_x1_0.onnx")
+    own, like = (kernels(graph, rules, isa=("avx2",)) for rules in ("openvino", "onnxruntime"))
+    shuffles = [kernel for kernel in own if kernel.kind == "ChannelShuffle"]
+    assert len(shuffles) == 16
+    assert all(len(kernel.nodes) == 3 and kernel.number("bytes_out") > 0 for kernel in shuffles)
+    assert not {"Reshape", "Transpose"} & {kernel.op for kernel in own}
+    assert {node for kernel in own for node in kernel.nodes} == {node for kernel in like for node in kernel.nodes}
+
+
+def test_what_onnxruntime_puts_in_is_nowhere_else() -> None:
+    graph = read_graph(DATASETS / "zoo" / "graphs" / "swin_t.onnx")
+    assert any(not kernel.nodes for kernel in kernels(graph, "onnxruntime", isa=("avx2",)))
+    for rules in ("mnn", "openvino", "tract"):
+        assert all(kernel.nodes for kernel in kernels(graph, rules, isa=("avx2",)))
 
 
 def test_norms_that_no_vectors_fit_take_more_steps() -> None:
