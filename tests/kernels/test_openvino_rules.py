@@ -38,6 +38,13 @@ def test_channels_are_shuffled_in_one_piece() -> None:
     assert {node for kernel in own for node in kernel.nodes} == {node for kernel in like for node in kernel.nodes}
 
 
+def test_layer_norms_of_turned_images_are_a_kind_of_their_own() -> None:
+    """Published transformers have these norms over rows as they are, ConvNeXt over images that were just turned."""
+    for name, kind in (("convnext_tiny", "LayerNormalization/turned"), ("vit_b_32", "LayerNormalization")):
+        found = kernels(read_graph(DATASETS / "zoo" / "graphs" / f"{name}.onnx"), "openvino", isa=("avx2",))
+        assert {kernel.kind for kernel in found if "LayerNorm" in kernel.kind} == {kind}
+
+
 def test_what_onnxruntime_puts_in_is_nowhere_else() -> None:
     graph = read_graph(DATASETS / "zoo" / "graphs" / "swin_t.onnx")
     assert any(not kernel.nodes for kernel in kernels(graph, "onnxruntime", isa=("avx2",)))
