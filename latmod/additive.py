@@ -49,9 +49,15 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
     rates: tuple[tuple[float, ...], ...]
 
     def index(self, kinds: Sequence[str]) -> NDArray[np.int64]:
-        """Return the row of each kind; for those without one that of others of its class, or of `OTHER`."""
+        """Return the row of each kind; for those without one that of the kind it is a form of, of its class, or `OTHER`.
+
+        `Conv 3x3/strided` is a form of `Conv 3x3`.
+        """
         rows = {kind: row for row, kind in enumerate(self.kinds)}
-        found = {kind: rows.get(kind, rows.get(others_of(kind), rows[OTHER])) for kind in set(kinds)}
+        found = {
+            kind: next(rows[name] for name in (kind, kind.partition("/")[0], others_of(kind), OTHER) if name in rows)
+            for kind in set(kinds)
+        }
         return np.array([found[kind] for kind in kinds], dtype=np.int64)
 
     def ns(self, kinds: Sequence[str], columns: Columns) -> Floats:

@@ -153,6 +153,7 @@ def test_unknown_kinds_cost_what_their_bytes_do(fitted: Additive) -> None:
         op="Strange", kind="Strange", numbers=one.numbers, nodes=(), label="s", inputs=(), outputs=(), values=()
     )
     assert fitted.rates.index(["Strange"]) == fitted.rates.index(["other element-wise"])
+    assert fitted.rates.index(["Conv 3x3/strange"]) == fitted.rates.index(["Conv 3x3"])
     assert fitted.kernel_ns([strange])[0] > 1000.0
 
 
