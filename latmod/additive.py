@@ -49,7 +49,7 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
     rates: tuple[tuple[float, ...], ...]
 
     def index(self, kinds: Sequence[str]) -> NDArray[np.int64]:
-        """Return the row of each kind; for those without one that of the kind it is a form of, of its class, or `OTHER`.
+        """Return the row of each kind; for one without, that of the kind it is a form of, of its class, or of `OTHER`.
 
         `Conv 3x3/strided` is a form of `Conv 3x3`.
         """
