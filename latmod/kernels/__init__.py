@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+import msgspec
+
 from latmod.graph import Graph
 from latmod.kernels.kernel import FIELDS, Kernel, describe
 from latmod.kernels.mnn import changed_in_mnn
@@ -42,7 +44,14 @@ def adjusted(graph: Graph, rules: str, found: tuple[Kernel, ...]) -> tuple[Kerne
     if not changed:
         return found
     own = (changed.get(place, kernel) for place, kernel in enumerate(found))
-    return tuple(kernel for kernel in own if kernel is not None)
+    kept = (kernel for kernel in own if kernel is not None)
+    return tuple(_writing_the_files_values(graph, kernel) if rules in _INSERTS_NOTHING else kernel for kernel in kept)
+
+
+def _writing_the_files_values(graph: Graph, kernel: Kernel) -> Kernel:
+    """Return a kernel that writes a value of the file itself where it wrote it for what onnxruntime puts in behind."""
+    values = tuple(name if name in graph.producers else name.rpartition(":")[0] or name for name in kernel.values)
+    return kernel if values == kernel.values else msgspec.structs.replace(kernel, values=values)
 
 
 def nearest_rules(rules: str) -> str:

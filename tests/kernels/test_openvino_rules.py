@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import msgspec
+
 from latmod.dataset import DatasetFolder
 from latmod.graph import read_graph
 from latmod.kernels import kernels
@@ -24,7 +26,10 @@ def test_a_scale_by_activations_stays() -> None:
     graph = read_graph(DATASETS / "zoo" / "graphs" / "efficientnet_b0.onnx")
     own, like = (kernels(graph, rules, isa=("avx2",)) for rules in ("openvino", "onnxruntime"))
     assert "Mul" in {kernel.op for kernel in own}
-    assert own == tuple(kernel for kernel in like if kernel.nodes)
+    assert [msgspec.structs.replace(kernel, values=()) for kernel in own] == [
+        msgspec.structs.replace(kernel, values=()) for kernel in like if kernel.nodes
+    ]
+    assert all(graph.producers.keys() >= {*kernel.values} for kernel in own)
 
 
 def test_channels_are_shuffled_in_one_piece() -> None:
