@@ -262,7 +262,7 @@ def telling_ns(models: Sequence[LabelledModel]) -> float:
 
 
 def _fit_rates(
-    kinds: Sequence[str], columns: Columns, label_ns: Floats, weights: Floats, silent: Sequence[str] = ()
+    kinds: Sequence[str], columns: Columns, label_ns: Floats, weights: Floats, silent: Sequence[str]
 ) -> Rates:
     physical = physical_part(columns)
     positions: dict[str, list[int]] = {}

@@ -144,18 +144,16 @@ def _by_node(
     counts there; unless it moves a value that the rules expect to be moved.
     """
     movers = {name: place for place, kernel in enumerate(expected) if not kernel.nodes for name in kernel.values}
-    moved: dict[int, float] = {}
     owners = {node: place for place, kernel in enumerate(expected) for node in kernel.nodes}
     sums: dict[int, float] = {}
     members: dict[int, list[int]] = {}
     first_of: dict[int, int] = {}
     before = 0.0
     for time in burst:
-        if not time.nodes and time.value in movers:
-            moved[movers[time.value]] = float(time.ns) * time.count
-            continue
         nodes = [name if name in owners else writers.get(name, "") for name in time.nodes]
         places = {owners[node] for node in nodes if node in owners}
+        if not time.nodes and time.value in movers:
+            places = {movers[time.value]}
         before += float(time.ns) * time.count
         if not places:
             continue
@@ -165,7 +163,7 @@ def _by_node(
         sums[joined[0]] = before + sum(sums.pop(first, 0.0) for first in firsts)
         first_of.update((place, joined[0]) for place in joined)
         before = 0.0
-    labels: list[float | None] = [moved.get(place) for place in range(len(expected))]
+    labels: list[float | None] = [None] * len(expected)
     pieces = tuple(tuple(joined) for joined in members.values() if len(joined) > 1)
     rough = PRIOR.kernel_ns(expected) if pieces else np.ones(len(expected))
     for first, joined in members.items():

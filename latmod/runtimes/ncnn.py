@@ -1,7 +1,7 @@
 """Ncnn on the CPU, converted by pnnx: one image at a time."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +9,10 @@ import numpy as np
 
 from latmod.dataset import KernelTime
 from latmod.errors import UnsupportedModelError
+from latmod.graph import Graph, read_graph
 from latmod.runtimes import Inputs, Model, Settings, fastest_third, installed_version, profiled_runs
 from latmod.runtimes.files import run_converter, whole_file
-from latmod.runtimes.recognising import Figures, Layer, Recognised, figures, file_figures, recognise
+from latmod.runtimes.recognising import Figures, Layer, figures, file_figures, recognise
 
 if TYPE_CHECKING:
     import ncnn
@@ -55,7 +56,12 @@ class Ncnn:
             param, weights = path.with_name("model.ncnn.param"), path.with_name("model.ncnn.bin")
             if net.load_param(str(param)) != 0 or net.load_model(str(weights)) != 0:
                 raise UnsupportedModelError(f"ncnn cannot load {model.path}: it has no layer for an operator in it")
-        session = NcnnSession(net, inputs) if not settings.profile else ProfilingNcnnSession(net, inputs, model)
+            if settings.profile:
+                graph = read_graph(Path(model.path))
+                known = file_figures(path, graph, inputs[0])
+                session: NcnnSession = ProfilingNcnnSession(net, inputs, graph, known)
+            else:
+                session = NcnnSession(net, inputs)
         session.infer()
         for output in session.outputs():
             if output.size == 0 or not np.isfinite(output).all():
@@ -130,23 +136,29 @@ class NcnnSession:
 class ProfilingNcnnSession(NcnnSession):
     """Tell what layers take, too: ncnn has no profiler, but it runs no further than what it is asked for."""
 
-    def __init__(self, net: "ncnn.Net", inputs: Sequence[Inputs], model: Model) -> None:
-        """Keep the model, whose nodes the layers are to be found in."""
+    def __init__(self, net: "ncnn.Net", inputs: Sequence[Inputs], graph: Graph, known: Mapping[str, Figures]) -> None:
+        """Keep the graph, whose nodes the layers are to be found in, and what its values are for the first input."""
         super().__init__(net, inputs)
-        self._model = model
-        self._values = inputs[0]
+        self._graph, self._known = graph, known
         # A Split gives one value several names.
         self._layers = [layer for layer in net.layers() if layer.type not in ("Input", "Split")]
 
     def kernels(self, seconds: float) -> tuple[KernelTime, ...]:
         """Run for about so many seconds, at least four times, layer by layer, with a clock before and after each."""
-        found = self._recognised()
+        layers = self._written()
+        found = recognise(self._graph, self._known, layers, self._net.input_indexes())
         runs = [list(self._steps()) for _ in profiled_runs(seconds)]
         return tuple(
             KernelTime(
-                op=layer.type, inputs=(), outputs=(), value=own.moved, count=1, ns=max(0, round(ns)), nodes=own.nodes
+                op=layer.type,
+                inputs=(),
+                outputs=tuple(value.dims for value in wrote.writes.values()),
+                value=own.moved,
+                count=1,
+                ns=max(0, round(ns)),
+                nodes=own.nodes,
             )
-            for layer, ns, own in zip(self._layers, fastest_third(runs), found, strict=True)
+            for layer, wrote, ns, own in zip(self._layers, layers, fastest_third(runs), found, strict=True)
         )
 
     def _steps(self) -> Iterator[float]:
@@ -172,20 +184,15 @@ class ProfilingNcnnSession(NcnnSession):
             del again
             yield (between - start) - (end - restart)
 
-    def _recognised(self) -> list[Recognised]:
-        """Return for each layer the nodes of the file that it does the work of."""
-        from latmod.graph import read_graph
-
-        graph = read_graph(Path(self._model.path))
-        with whole_file(self._model) as path:
-            known = file_figures(path, graph, self._values)
+    def _written(self) -> list[Layer]:
+        """Return what each layer reads and what it writes."""
         extractor = self._fed()
         source = {top: layer.bottoms[0] for layer in self._net.layers() if layer.type == "Split" for top in layer.tops}
         layers = []
         for layer in self._layers:
             reads = tuple(source.get(number, number) for number in layer.bottoms)
             layers.append(Layer(reads=reads, writes={top: _figures(extractor.extract(top)) for top in layer.tops}))
-        return recognise(graph, known, layers, self._net.input_indexes())
+        return layers
 
     def close(self) -> None:
         """Drop the layers with their net."""
