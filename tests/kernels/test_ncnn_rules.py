@@ -9,15 +9,24 @@ GRAPHS = Path(__file__).parents[2] / "datasets" / "zoo" / "graphs"
 
 
 def test_rows_that_become_an_image_are_copied() -> None:
-    """In ConvNeXt each block has two products over the pixels of an image, and goes back to images after both."""
+    """In ConvNeXt each block has two products over the pixels of an image, and goes back to images after both.
+
+    Rows are kept together in fours, but where their number leaves some over, as that of the last stage: 7 x 7.
+    """
     graph = read_graph(GRAPHS / "convnext_tiny.onnx")
     own, like = (kernels(graph, rules, isa=("avx2",)) for rules in ("ncnn", "onnxruntime"))
     copied = [kernel for kernel in own if kernel.kind == "RowsToImage"]
-    assert len(copied) == len([kernel for kernel in like if kernel.op == "Gemm" and kernel.number("rows") > 1])
+    products = [kernel.number("rows") for kernel in like if kernel.op == "Gemm" and kernel.number("rows") > 1]
+    assert len(copied) == len([rows for rows in products if rows % 4 == 0]) < len(products)
     assert all(kernel.number("bytes_out") > 0 for kernel in copied)
-    assert [kernel for kernel in own if kernel not in copied] == [
-        kernel for kernel in like if kernel.values not in [copy.values for copy in copied]
-    ]
+
+
+def test_nothing_that_onnxruntime_puts_in_is_left() -> None:
+    graph = read_graph(GRAPHS / "convnext_tiny.onnx")
+    own, like = (kernels(graph, rules, isa=("avx2",)) for rules in ("ncnn", "onnxruntime"))
+    others = [kernel for kernel in own if kernel.kind != "RowsToImage"]
+    assert all(kernel.nodes for kernel in others)
+    assert {kernel.nodes for kernel in others} == {kernel.nodes for kernel in like if kernel.nodes}
 
 
 def test_rows_that_stay_rows_are_not() -> None:
