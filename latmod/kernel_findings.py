@@ -13,15 +13,16 @@ from latmod import __version__
 from latmod.additive import Additive, residual_to_onnx
 from latmod.artifact import KERNEL_SCHEMA, KernelCard, pack
 from latmod.borrowing import borrowed, told_kernels
-from latmod.coverage import observe_ranges, share_group
+from latmod.coverage import observe_ranges
 from latmod.dataset import Card, DatasetFolder
 from latmod.differing import apart
 from latmod.drift import Correction
 from latmod.errors import DatasetError, MachineError
 from latmod.families import FAMILIES
 from latmod.findings import Artifact
+from latmod.intervals import Widths
 from latmod.kernel_fitting import priced
-from latmod.kernel_study import Folds, Held, Part, decompose, leave_families_out, leave_networks_out, quantiles
+from latmod.kernel_study import Folds, Held, Part, calibrate_widths, decompose, leave_families_out, leave_networks_out
 from latmod.kernels import channel_block, nearest_rules
 from latmod.kernels.columns import PHYSICAL
 from latmod.labels import LabelledModel, labelled_models
@@ -102,7 +103,8 @@ def fit_kernel_level(
     To per-kernel times where a runtime told any, else to whole latencies alone, starting from what is `near`: the same
     runtime's prices on this machine with other threads, or those of the runtime whose kernel rules it shares (or
     nearly), where that is fitted to the same data sets. `totals_only` forgets what was told. `lenders` are data sets of
-    another machine to take kernels of kinds from that these lack, where both were told (latmod.borrowing). Models
+    another machine: a runtime that told its kernels there alone starts from what these took; where it told them here
+    too, kernels of kinds that these lack are taken from there (latmod.borrowing). Models
     without a sample on quiet cores are left out (in kernels-zen3 OpenVINO's were 27 % above their prediction). Raises
     MachineError where machines, versions or threads differ; DatasetError for fewer than three families, or published
     networks, which are there to test on.
@@ -125,19 +127,26 @@ def fit_kernel_level(
         known = correct | known
     lent: dict[str, list[LabelledModel]] = {}
     for folder in () if totals_only else lenders:
-        _check_lender(folder, cards[0])
-        for name, labelled in labelled_models(folder, read, corrections(folder)).items():
+        _check_lender(folder, cards[0], [name for name in names if _told(models[name])])
+        correct = corrections(folder)
+        for name, labelled in labelled_models(folder, [n for n in names if n in correct], correct).items():
             lent.setdefault(name, []).extend(one for one in labelled if not one.disturbed)
     if totals_only:
         models = {name: without_kernels(own) for name, own in models.items()}
     others = {one.runtime: one.fits for one in near if one.artifact.card.machine_id == cards[0].machine.id}
     fits: dict[str, Fits] = {}
     also: dict[str, list[LabelledModel]] = {}
-    starts = {nearest[name] for name in names if not _told(models[name])}
+    jobs = jobs or os.cpu_count() or 1
+    taught = {name: own for name, own in lent.items() if _told(own)}
+    starts = {nearest[name] for name in names if not _told(models[name]) and name not in taught}
     for name in [name for name in read if name in names or name in starts]:
         start = others.get(name) or fits.get(nearest[name])
-        also[name] = borrowed(models[name], lent[name]) if _told(models[name]) and _told(lent.get(name, ())) else []
-        fits[name] = _fit(models[name], also[name], start, seed, jobs or os.cpu_count() or 1)
+        also[name] = []
+        if name in taught and _told(models[name]):
+            also[name] = borrowed(models[name], taught[name])
+        elif name in taught:
+            start = _fit(taught[name], [], None, seed, jobs)
+        fits[name] = _fit(models[name], also[name], start, seed, jobs)
     reports = [
         _report(
             [card for card in cards if name in card.runtimes], name, models[name], also[name], known[name], fits[name],
@@ -161,11 +170,11 @@ def _check(folders: Sequence[DatasetFolder], cards: Sequence[Card]) -> None:
         raise DatasetError(f"{len(families)} families; at least {MIN_FAMILIES} are needed, to hold one out")
 
 
-def _check_lender(folder: DatasetFolder, first: Card) -> None:
+def _check_lender(folder: DatasetFolder, first: Card, told: Sequence[str]) -> None:
+    """Raise where kernels are not alike that would be lent to runtimes that told theirs."""
     card = folder.read_card()
-    if card.protocol.threads != first.protocol.threads or channel_block(card.machine.isa) != channel_block(
-        first.machine.isa
-    ):
+    alike = not {*told} & {*card.runtimes} or channel_block(card.machine.isa) == channel_block(first.machine.isa)
+    if card.protocol.threads != first.protocol.threads or not alike:
         raise MachineError(f"{folder.path}: other threads or vector units than {first.name}: other kernels run there")
     _check_alike(folder, card, first, first.name)
 
@@ -204,7 +213,7 @@ def _report(
 ) -> KernelReport:
     held, fitted = fits.folds.held, fits.whole
     # What is asked about is now like what was measured, now of a new family: half of either.
-    widths = quantiles([*held, *fits.known])
+    widths = calibrate_widths([*held, *fits.known])
     card = cards[0]
     threads = card.protocol.threads
     rows = [
@@ -234,11 +243,11 @@ def _report(
     )
 
 
-def score_held(held: Sequence[Held], widths: tuple[float, float, float]) -> Scores:
+def score_held(held: Sequence[Held], widths: Widths) -> Scores:
     """Score models that were held out, with the intervals that an artifact would give."""
     truth = np.array([one.latency_ns for one in held])
     predicted = np.array([one.predicted_ns for one in held])
-    factors = np.exp([widths[share_group(one.unseen_share)] for one in held])
+    factors = np.exp([widths.of(one.predicted_ns, one.unseen_share, one.never_share) for one in held])
     return score(truth, predicted, predicted / factors, predicted * factors)
 
 
@@ -269,9 +278,7 @@ def pair_quantile(models: Sequence[LabelledModel], held: Sequence[Held], fitted:
     return conformal_quantile(np.array(errors), COVERAGE)
 
 
-def _row(
-    dataset: str, runtime: str, threads: int, family: str, held: Sequence[Held], widths: tuple[float, float, float]
-) -> FamilyRow:
+def _row(dataset: str, runtime: str, threads: int, family: str, held: Sequence[Held], widths: Widths) -> FamilyRow:
     found = score_held(held, widths)
     sums = [abs(one.kernel_sum_ns / one.latency_ns - 1.0) for one in held if np.isfinite(one.kernel_sum_ns)]
     unmatched = [one.unmatched_share for one in held if np.isfinite(one.unmatched_share)]
@@ -304,7 +311,7 @@ def _artifact(
     correction: Correction,
     fitted: Additive,
     overall: FamilyRow,
-    widths: tuple[float, float, float],
+    widths: Widths,
     between: float,
 ) -> Artifact:
     first = cards[0]
@@ -333,7 +340,9 @@ def _artifact(
         scores={name: getattr(overall, name) for name in scored},
         noise_floor=None if math.isnan(overall.noise_floor) else overall.noise_floor,
         coverage=COVERAGE,
-        quantiles=widths,
+        quantiles=widths.quantiles,
+        width_slope=widths.slope,
+        width_range_ns=widths.range_ns,
         rules=kernel_rules(runtime),
         families=tuple(sorted({model.family for model in models})),
         kernels=len(kernels),

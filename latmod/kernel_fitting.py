@@ -246,19 +246,18 @@ def with_residual(rated: Additive, models: Sequence[LabelledModel], told: Traini
 def telling_ns(models: Sequence[LabelledModel]) -> float:
     """Return what the telling adds to each kernel: the slope of (told - latency) over the number of kernels.
 
-    Fitted on relative error, so that small networks, where it shows, decide. Negative where the engine spends time
-    between kernels that it tells nothing of.
+    Fitted on relative error, so that small networks, where it shows, decide, as the median of the slopes between any
+    two networks (Theil and Sen). What all of them differ by alike is left: the machine was in another state when the
+    kernels were told, hours later perhaps. Negative where the engine spends time between kernels that it tells nothing
+    of.
     """
+    from scipy.stats import theilslopes  # type: ignore[import-untyped]
+
     rows = [(m.told_ns - m.latency_ns, len(m.kernels), m.latency_ns) for m in models if np.isfinite(m.told_ns)]
-    if not rows:
+    if len(rows) < _FEW:
         return 0.0
     difference, count, latency = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
-    x, y = count / latency, difference / latency
-    slopes = y / x
-    centre = float(np.median(slopes))
-    # Once more around the median, without the models whose rounds were disturbed.
-    near = np.abs(y - centre * x) <= 0.1
-    return float((x[near] * y[near]).sum() / (x[near] ** 2).sum()) if near.any() else centre
+    return float(theilslopes(difference / latency, count / latency).slope)
 
 
 def _fit_rates(
