@@ -13,6 +13,7 @@ import msgspec
 from latmod.domain import Domain
 from latmod.drift import Correction
 from latmod.errors import PredictorError
+from latmod.intervals import Widths
 from latmod.timing import Reference
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     `machine` is a phrase for people, `isa` the machine's instruction set; `nominal` is the state of the machine that
     the latencies are stated for, `drift_weights` say how strongly they follow its parts (latmod.drift), and `fault_ns`
     what a page fault takes, of which they are free (latmod.faults). `quantiles` are those of |log(measured /
-    predicted)| for models inside, near and far from the domain; `scores` are means over models that the regressor had
-    not seen.
+    predicted)| for models inside, near and far from the domain, or as in `latmod.intervals`; `scores` are means over
+    models that the regressor had not seen.
     """
 
     schema: int
@@ -59,7 +60,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     scores: dict[str, float | None]
     noise_floor: float | None
     coverage: float
-    quantiles: tuple[float, float, float]
+    quantiles: tuple[float, ...]
     fault_ns: float = 0.0
 
     @property
@@ -97,7 +98,8 @@ class KernelCard(Card, frozen=True, kw_only=True, tag_field="level", tag="kernel
     they do not have in common (latmod.differing); `load_prices` say what opening a model takes (latmod.load_time);
     `borrowed` are kinds that were measured on another machine alone (latmod.borrowing); `adapted_from` is the machine
     that all of this holds for where it is another, and `factors` say how many times longer kernels take on the
-    predictor's own (latmod.factors). The file's graph holds the residual over the columns named in `seen`.
+    predictor's own (latmod.factors); `width_slope` and `width_range_ns` say how the quantiles change with latency
+    (latmod.intervals). The file's graph holds the residual over the columns named in `seen`.
     """
 
     rules: str
@@ -116,6 +118,13 @@ class KernelCard(Card, frozen=True, kw_only=True, tag_field="level", tag="kernel
     borrowed: tuple[str, ...] = ()
     adapted_from: str = ""
     factors: dict[str, float] = {}
+    width_slope: float = 0.0
+    width_range_ns: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def widths(self) -> Widths:
+        """Return how wide intervals are."""
+        return Widths(quantiles=self.quantiles, slope=self.width_slope, range_ns=self.width_range_ns)
 
 
 AnyCard = GraphCard | KernelCard

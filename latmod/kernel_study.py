@@ -10,28 +10,26 @@ from numpy.typing import NDArray
 from latmod.additive import Additive
 from latmod.borrowing import told_kernels
 from latmod.coverage import observe_ranges, share_group, unseen
+from latmod.intervals import Widths, fit_widths
 from latmod.kernel_fitting import parted, priced
 from latmod.labels import LabelledModel
-from latmod.scores import NORMAL_90, conformal_quantile, median_known
+from latmod.scores import median_known
 from latmod.study import COVERAGE, run_all
 from latmod.total_fitting import fit_sum
 
 Floats = NDArray[np.float64]
 
-_FEW = 20
 _QUARTERS = 4
 _NORMAL_MEDIAN = 0.6745
 """Median of the absolute value of a standard normal variable."""
-_LEAST_WIDTH = 0.5
-"""Of a quantile so much stays, however noisy the labels are."""
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):
     """Hold one model as it was predicted without its family: latencies in ns, and where the error comes from.
 
     `kernel_sum_ns` is the sum of the kernels as measured, which no additive model can beat; `unseen_share` the share of
-    predicted time in kernels outside what was measured; `unmatched_share` that of told time in kernels that the rules
-    do not expect.
+    predicted time in kernels outside what was measured, `never_share` of kinds of which nothing was; `unmatched_share`
+    that of told time in kernels that the rules do not expect.
     """
 
     model: str
@@ -42,6 +40,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     kernel_sum_ns: float
     noise: float
     unseen_share: float
+    never_share: float
     unmatched_share: float
 
     @property
@@ -138,24 +137,20 @@ def judge(
         kernel_sum_ns=float(np.nansum(told)) + model.unmatched_ns if np.isfinite(told).any() else float("nan"),
         noise=model.noise,
         unseen_share=sum(one.share for one in outside),
+        never_share=sum(one.share for one in outside if one.never),
         unmatched_share=model.unmatched_ns / model.told_ns if model.told_ns else float("nan"),
     )
 
 
-def quantiles(held: Sequence[Held], coverage: float = COVERAGE) -> tuple[float, float, float]:
-    """Return the quantiles of |log error| for models with few, some and many kernels unseen; never shrinking.
-
-    What the labels scatter by is taken off, as if it and the predictor's own error were normal.
-    """
-    found: list[float] = []
-    for place in range(3):
-        errors = np.array([one.log_error for one in held if share_group(one.unseen_share) == place])
-        before = found[-1] if found else 0.0
-        own = conformal_quantile(errors, coverage) if len(errors) >= _FEW else max(2.0 * before, 0.1)
-        found.append(max(before, own))
-    noise = label_noise(held)
-    low, middle, high = (max(_LEAST_WIDTH * own, np.sqrt(max(0.0, own**2 - (NORMAL_90 * noise) ** 2))) for own in found)
-    return float(low), float(middle), float(high)
+def calibrate_widths(held: Sequence[Held], coverage: float = COVERAGE) -> Widths:
+    """Return how wide intervals must be, by the errors on models that were held out."""
+    return fit_widths(
+        np.array([one.log_error for one in held]),
+        np.array([one.predicted_ns for one in held]),
+        [share_group(one.unseen_share, one.never_share) for one in held],
+        coverage=coverage,
+        noise=label_noise(held),
+    )
 
 
 def label_noise(held: Sequence[Held]) -> float:

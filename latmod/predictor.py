@@ -12,7 +12,7 @@ import numpy as np
 from latmod.additive import SEEN, Additive, Rates
 from latmod.artifact import AnyCard, GraphCard, KernelCard, read_artifact
 from latmod.columns import Floats, feature_matrix
-from latmod.coverage import Unseen, share_group, unseen
+from latmod.coverage import Unseen, unseen
 from latmod.domain import FAR, TOLERANCE, spread
 from latmod.errors import PredictorError
 from latmod.factors import Adapted
@@ -272,6 +272,11 @@ class Breakdown(msgspec.Struct, frozen=True, kw_only=True):
         """Return the share of the time in kernels outside what was measured."""
         return sum(one.share for one in self.unseen)
 
+    @property
+    def never_share(self) -> float:
+        """Return the share of the time in kernels of kinds of which nothing was measured."""
+        return sum(one.share for one in self.unseen if one.never)
+
 
 class KernelPredictor(Predictor):
     """Predict any graph as the sum over the kernels that the runtime makes of it."""
@@ -300,7 +305,7 @@ class KernelPredictor(Predictor):
     def standing(self, query: Query) -> Standing:
         """A model inside counts by its interval, as with features; one outside still comes before features alone."""
         told = self.breakdown(query)
-        width = self.card.quantiles[share_group(told.unseen_share)]
+        width = self.card.widths.of(told.latency_ns, told.unseen_share, told.never_share)
         return Standing(tier=int(told.unseen_share > MAX_UNSEEN_SHARE), distance=0.0, narrowness=width, name=self.name)
 
     def _answer(self, query: Query, told: Breakdown, drift: float) -> Prediction:
@@ -308,15 +313,14 @@ class KernelPredictor(Predictor):
         if told.unseen_share > MAX_UNSEEN_SHARE:
             worst = "; ".join(f"{one.label}: {one.reason}" for one in told.unseen[:3])
             reasons = (f"{told.unseen_share:.0%} of its time lies in kernels that were never measured ({worst})",)
-        never = sum(one.share for one in told.unseen if one.kind not in self.card.ranges)
-        factor = float(np.exp(self.card.quantiles[share_group(told.unseen_share)]))
+        factor = float(np.exp(self.card.widths.of(told.latency_ns, told.unseen_share, told.never_share)))
         latency_ms = told.latency_ns * drift / 1e6
         return self._prediction(
             query,
             latency_ms,
             factor,
             reasons=reasons,
-            unknown_share=never,
+            unknown_share=told.never_share,
             load_ms=load_ns(told.kernels, self.card.load_prices) / 1e6 if any(self.card.load_prices) else None,
         )
 

@@ -26,6 +26,7 @@ def test_what_was_never_measured_is_named_with_its_share() -> None:
     assert [(one.kind, one.share) for one in found] == [("Erf", 0.5), ("Conv", 0.4375)]
     assert "macs 9000 of a Conv is beyond what was measured (100 to 1000)" in found[1].reason
     assert found[0].reason == "Erf was never measured"
+    assert [one.never for one in found] == [True, False]
 
 
 def test_a_little_beyond_is_inside() -> None:
@@ -42,4 +43,5 @@ def test_another_rank_is_outside() -> None:
 
 
 def test_share_groups() -> None:
-    assert [share_group(share) for share in (0.0, 0.02, 0.1, 0.2, 0.5)] == [0, 0, 1, 1, 2]
+    assert [share_group(share, 0.02) for share in (0.02, 0.1, 0.2, 0.5)] == [0, 1, 1, 2]
+    assert [share_group(share, 0.03) for share in (0.03, 0.5)] == [3, 3]

@@ -1,0 +1,91 @@
+"""Tell how far latencies may lie from what sums over kernels predict: split conformal, on networks that were held out.
+
+An error is measured against a scale that follows from the network: it grows with the share of time in kernels outside
+what was measured, and falls with latency. Of small networks a call or a neighbour is a larger part, and there are fewer
+kernels for errors to cancel (medians of |log error| on generated networks fall by a third to a half from 3 to 100 ms).
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from latmod.coverage import GROUPS, share_group
+from latmod.scores import NORMAL_90, conformal_quantile
+
+Floats = NDArray[np.float64]
+
+_FEW = 20
+"""Networks of a group below which it says nothing about its errors."""
+_RIDGE = 1e-3
+"""Draws scales of groups together, in rows of data per row."""
+_LEAST_WIDTH = 0.5
+"""Of a width so much stays, however noisy the labels are."""
+_LEAST_ERROR = 1e-4
+_STEEPEST = 0.5
+"""Errors of independent kernels fall with the root of their number, no faster."""
+
+
+class Widths(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold the quantile of |log(measured / predicted)| for each group, of a network in the middle of a range.
+
+    Groups are those of `latmod.coverage`, the last ones wanting where a predictor has fewer. The quantile of a network
+    of another latency is larger or smaller by a power of it, within the range, in ns.
+    """
+
+    quantiles: tuple[float, ...]
+    slope: float = 0.0
+    range_ns: tuple[float, float] = (1.0, 1.0)
+
+    def of(self, latency_ns: float, unseen_share: float, never_share: float) -> float:
+        """Return the quantile for a network; the shares are of its time in kernels unlike what was measured."""
+        low, high = self.range_ns
+        relative = min(max(latency_ns, low), high) / (low * high) ** 0.5
+        group = min(share_group(unseen_share, never_share), len(self.quantiles) - 1)
+        return self.quantiles[group] * float(relative**self.slope)
+
+
+def fit_widths(
+    log_errors: Floats, latency_ns: Floats, groups: Sequence[int], *, coverage: float, noise: float
+) -> Widths:
+    """Fit widths to log errors [N] on networks held out, of predicted latencies [N], each of a group; never shrinking.
+
+    The scale is that under which errors are likeliest (as those of a Laplace distribution), the width its conformal
+    quantile. What the labels scatter by, `noise`, is taken off, as if it and the predictor's own error were normal: an
+    interval promises the latency, not what a burst or two make of it.
+    """
+    logs = np.log(latency_ns)
+    low, high = np.quantile(logs, [0.05, 0.95])
+    size = np.clip(logs, low, high) - (low + high) / 2.0
+    counts = np.bincount(groups, minlength=GROUPS)
+    beyond = [group for group in range(1, GROUPS) if counts[group] >= _FEW]
+    columns = np.stack([np.ones(len(logs)), size, *(np.asarray(groups) >= group for group in beyond)], axis=1)
+    level, slope, *steps = _likeliest(columns, np.abs(log_errors) + _LEAST_ERROR)
+    scales = np.exp(columns @ np.array([level, slope, *steps]))
+    quantile = conformal_quantile(log_errors / scales, coverage)
+    found: list[float] = []
+    for group in range(GROUPS):
+        step = steps[beyond.index(group)] if group in beyond else 0.0
+        before = found[-1] if found else quantile * float(np.exp(level))
+        # Nothing is known of a group that was hardly seen: twice as wide as the one before.
+        found.append(before * float(np.exp(step)) if group in (0, *beyond) else max(2.0 * before, 0.1))
+    free = (max(_LEAST_WIDTH * own, max(0.0, own**2 - (NORMAL_90 * noise) ** 2) ** 0.5) for own in found)
+    return Widths(quantiles=tuple(free), slope=slope, range_ns=(float(np.exp(low)), float(np.exp(high))))
+
+
+def _likeliest(columns: Floats, errors: Floats) -> tuple[float, ...]:
+    """Return the logarithm of the scale by columns: a level, a slope that does not rise, steps that do not fall."""
+    from scipy.optimize import minimize  # type: ignore[import-untyped]
+
+    def loss(weights: Floats) -> tuple[float, Floats]:
+        scale = columns @ weights
+        relative = errors * np.exp(-scale)
+        pull = np.append(0.0, weights[1:])
+        slopes = columns.T @ (1.0 - relative) / len(errors) + 2.0 * _RIDGE * pull
+        return float(np.mean(scale + relative) + _RIDGE * pull @ pull), slopes
+
+    count = columns.shape[1]
+    start = np.append(np.log(errors.mean()), np.zeros(count - 1))
+    bounds = [(None, None), (-_STEEPEST, 0.0), *[(0.0, None)] * (count - 2)]
+    return tuple(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x.tolist())

@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latmod.intervals import Widths, fit_widths
+
+COUNT = 4000
+
+
+def errors(seed: int, steps: tuple[float, ...], slope: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return log errors, latencies and groups of networks, errors of 3 % at 10 ms in the first group."""
+    rng = np.random.default_rng(seed)
+    latency_ns = np.exp(rng.uniform(np.log(1e6), np.log(1e8), COUNT))
+    groups = rng.integers(0, len(steps), COUNT)
+    scale = 0.03 * (latency_ns / 1e7) ** slope * np.array(steps)[groups]
+    return rng.laplace(0.0, scale), latency_ns, groups
+
+
+def test_errors_that_fall_with_latency_and_grow_with_what_is_unseen_are_followed() -> None:
+    missed, latency_ns, groups = errors(1, (1.0, 1.5, 2.0, 6.0), -0.25)
+    widths = fit_widths(missed, latency_ns, groups.tolist(), coverage=0.9, noise=0.0)
+    assert widths.slope == pytest.approx(-0.25, abs=0.05)
+    assert np.array(widths.quantiles) / widths.quantiles[0] == pytest.approx([1.0, 1.5, 2.0, 6.0], rel=0.15)
+    shares = ((0.0, 0.0), (0.1, 0.0), (0.5, 0.0), (0.5, 0.5))
+    fresh, latency_ns, groups = errors(2, (1.0, 1.5, 2.0, 6.0), -0.25)
+    halves = np.array([widths.of(ns, *shares[group]) for ns, group in zip(latency_ns, groups, strict=True)])
+    small = latency_ns < 3e6
+    for some in (small, ~small, groups == 0, groups == 3):
+        assert np.mean(np.abs(fresh[some]) <= halves[some]) == pytest.approx(0.9, abs=0.03)
+
+
+def test_nothing_shrinks_with_what_is_unseen_or_grows_with_latency() -> None:
+    missed, latency_ns, groups = errors(3, (2.0, 1.0, 1.0, 0.5), 0.2)
+    widths = fit_widths(missed, latency_ns, groups.tolist(), coverage=0.9, noise=0.0)
+    assert list(widths.quantiles) == sorted(widths.quantiles)
+    assert widths.slope == 0.0
+
+
+def test_of_a_group_that_was_hardly_seen_nothing_is_known() -> None:
+    missed, latency_ns, groups = errors(4, (1.0, 1.0), 0.0)
+    widths = fit_widths(missed, latency_ns, groups.tolist(), coverage=0.9, noise=0.0)
+    assert widths.quantiles[2] == pytest.approx(2.0 * widths.quantiles[1])
+    assert widths.quantiles[3] == pytest.approx(2.0 * widths.quantiles[2])
+
+
+@given(st.floats(1.0, 1e12), st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_beyond_the_range_a_width_stays(latency_ns: float, unseen: float, never: float) -> None:
+    widths = Widths(quantiles=(0.1, 0.2, 0.3, 0.6), slope=-0.3, range_ns=(1e6, 1e8))
+    assert widths.of(1e8, unseen, never) <= widths.of(latency_ns, unseen, never) <= widths.of(1e6, unseen, never)
+
+
+def test_a_predictor_of_three_groups_takes_the_last_for_what_was_never_measured() -> None:
+    assert Widths(quantiles=(0.1, 0.2, 0.3)).of(5e6, 0.1, 0.1) == 0.3
