@@ -93,6 +93,13 @@ def test_what_the_telling_costs_is_taken_off() -> None:
     assert telling_ns(models(60, telling=-300.0, noise=0.0)) == pytest.approx(-300.0, rel=0.1)
 
 
+def test_what_all_networks_differ_by_is_no_cost_of_telling() -> None:
+    """Where kernels were told hours later, the machine was in another state."""
+    slower = [msgspec.structs.replace(one, told_ns=1.2 * one.told_ns) for one in models(60, telling=500.0, noise=0.0)]
+    assert telling_ns(slower) == pytest.approx(1.2 * 500.0, rel=0.1)
+    assert telling_ns(slower[:3]) == 0.0
+
+
 def test_a_kind_that_an_engine_never_tells_of_is_left_with_the_call() -> None:
     large = made("Reorder", {"bytes_in": 1e7, "bytes_out": 1e7})
     whole = models(40)

@@ -5,18 +5,22 @@ import shutil
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from latmod.artifact import KernelCard
 from latmod.dataset import DatasetFolder, Protocol
 from latmod.errors import DatasetError, MachineError
 from latmod.fitting import by_level, write_artifact
-from latmod.kernel_findings import fit_kernel_level
+from latmod.kernel_findings import KernelReport, fit_kernel_level
+from latmod.kernel_fitting import priced
+from latmod.labels import labelled_models
 from latmod.pairs import evaluate_pairs
 from latmod.plan import plan_sweep
 from latmod.predicting import predict
 from latmod.predictor import KernelPredictor, load_predictor
 from latmod.sweeping import run_sweep
+from latmod.table import corrections
 
 pytest.importorskip("torch")
 
@@ -106,6 +110,27 @@ def test_kinds_are_borrowed_only_where_the_same_kernels_run(folder: DatasetFolde
     lender.write_card(msgspec.structs.replace(card, machine=msgspec.structs.replace(card.machine, isa=())))
     with pytest.raises(MachineError, match="other threads or vector units"):
         fit_kernel_level([folder], jobs=1, lenders=[lender])
+
+
+def kernels_are_off_by(report: KernelReport, told: DatasetFolder) -> float:
+    models = labelled_models(told, ["fake"], corrections(told))["fake"]
+    labels = np.concatenate([model.kernel_ns for model in models])
+    return float(np.nanmedian(np.abs(np.log(np.concatenate(priced(report.fits.whole, models)) / labels))))
+
+
+def test_a_runtime_that_tells_nothing_here_starts_from_what_it_told_elsewhere(
+    folder: DatasetFolder, tmp_path: Path
+) -> None:
+    silent = DatasetFolder(tmp_path / "silent")
+    shutil.copytree(folder.path, silent.path)
+    (silent.path / "kernels.jsonl").unlink()
+    card = silent.read_card()
+    # Other vector units are no obstacle: the prices are brought to what whole networks take here.
+    silent.write_card(msgspec.structs.replace(card, machine=msgspec.structs.replace(card.machine, isa=())))
+    alone, taught = (fit_kernel_level([silent], jobs=1, lenders=lenders)[0] for lenders in ((), [folder]))
+    assert kernels_are_off_by(taught, folder) < 0.7 * kernels_are_off_by(alone, folder)
+    assert isinstance(taught.artifact.card, KernelCard)
+    assert taught.artifact.card.borrowed == ()
 
 
 def test_data_sets_go_to_the_level_that_they_are_for(folder: DatasetFolder) -> None:
