@@ -95,6 +95,7 @@ def run_sweep(
     Raises DatasetError where the folder is locked, unwritable, or holds a sweep with other settings; KeyboardInterrupt
     passes through with all workers ended and all finished bursts kept.
     """
+    asked = tuple(card.runtimes)
     with folder.writing() as log:
         card = _settle_card(folder, card)
         _export_all(folder, card, log, notify, timeout_seconds)
@@ -105,7 +106,7 @@ def run_sweep(
                         name, threads=card.protocol.threads, memory_bytes=memory_bytes, timeout_seconds=timeout_seconds
                     )
                 )
-                for name in card.runtimes
+                for name in asked
             }
             card = _measure_all(folder, card, log, workers, notify)
         measurements = folder.read_measurements()
@@ -116,9 +117,10 @@ def run_sweep(
 
 
 def _settle_card(folder: DatasetFolder, card: Card) -> Card:
-    """Return the folder's card where it fits the new plan, or write the new one; more may be asked for.
+    """Return the folder's card where it fits the new plan, or write the new one; more may be asked for, or a part.
 
-    More rounds, or more models beside all that are there: what is measured already counts.
+    More rounds, more models beside all that are there, or other runtimes: what is measured already counts. Of runtimes
+    that are not asked for what is still to be done is left.
     """
     if not folder.exists:
         folder.write_card(card)
@@ -129,6 +131,14 @@ def _settle_card(folder: DatasetFolder, card: Card) -> Card:
         found = msgspec.structs.replace(found, protocol=longer, nominal=None)
     if len(found.models) < len(card.models) and all(model in card.models for model in found.models):
         found = msgspec.structs.replace(found, models=card.models, nominal=None)
+    if not {*card.runtimes} <= {*found.runtimes}:
+        found = msgspec.structs.replace(
+            found,
+            runtimes=card.runtimes | found.runtimes,
+            tolerances=card.tolerances | found.tolerances,
+            nominal=None,
+        )
+    card = msgspec.structs.replace(card, runtimes=found.runtimes | card.runtimes)
     for what in ("protocol", "runtimes", "machine", "models"):
         if getattr(found, what) != getattr(card, what):
             raise DatasetError(
@@ -197,13 +207,13 @@ def _export(folder: DatasetFolder, model: PlannedModel, idle: "queue.SimpleQueue
 
 
 def _measure_all(folder: DatasetFolder, card: Card, log: Logs, workers: dict[str, Worker], notify: Notify) -> Card:
-    """Make the pending bursts; return the card with each engine's settings in it."""
+    """Make the pending bursts of the workers' runtimes; return the card with each engine's settings in it."""
     measurements = folder.read_measurements()
-    profiling = [name for name in card.runtimes if find_runtime(name).profiles]
-    each = len(card.runtimes) * card.protocol.rounds + len(profiling) * card.protocol.kernel_rounds
+    profiling = [name for name in workers if find_runtime(name).profiles]
+    each = len(workers) * card.protocol.rounds + len(profiling) * card.protocol.kernel_rounds
     total = len(card.planned) * each
     start = time.monotonic()
-    todo = list(pending(card, measurements, folder.read_kernels(), profiling))
+    todo = [one for one in pending(card, measurements, folder.read_kernels(), profiling) if one.runtime in workers]
     levels = quiet_levels(measurements)
     dropped: set[tuple[str, str]] = set()
     for position, one in enumerate(todo, start=1):

@@ -126,6 +126,24 @@ def test_more_models_go_on_where_fewer_ended(folder: DatasetFolder, card: Card) 
         sweep_quietly(folder, fewer)
 
 
+def test_another_runtime_joins_and_a_part_goes_on_alone(folder: DatasetFolder, card: Card) -> None:
+    version = pytest.importorskip("onnxruntime").__version__
+    sweep_quietly(folder, card)
+    before = without_times(folder)
+    other = msgspec.structs.replace(card, runtimes={"onnxruntime": version}, tolerances={"onnxruntime": 1e-3})
+    result, told = sweep_quietly(folder, other)
+    assert (result.measured, told[-1].done, told[-1].total) == (8, 4 * ROUNDS, 4 * ROUNDS)
+    after = without_times(folder)
+    assert after[: len(before)] == before
+    assert {row[1] for row in after[len(before) :]} == {"onnxruntime"}
+    assert folder.read_card().runtimes == card.runtimes | other.runtimes
+    longer = msgspec.structs.replace(card, protocol=msgspec.structs.replace(card.protocol, rounds=ROUNDS + 1))
+    sweep_quietly(folder, longer)
+    assert {row[1] for row in without_times(folder)[len(after) :]} == {"fake"}
+    with pytest.raises(DatasetError, match=rf"\(onnxruntime: {version} there, 0.1 now\)"):
+        sweep_quietly(folder, msgspec.structs.replace(longer, runtimes={"onnxruntime": "0.1"}))
+
+
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [

@@ -80,7 +80,8 @@ def sweep(
 ) -> None:
     """Measure the models of spaces (files, folders of them, or bundled ones by name) in runtimes, in rounds.
 
-    Without arguments: the bundled smoke space, in every installed runtime. Start the same command again to resume.
+    Without arguments: the bundled smoke space, in every installed runtime. Start the same command again to resume; with
+    more rounds, models or other runtimes it goes on from there.
 
     \b
     latmod sweep
