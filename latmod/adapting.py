@@ -171,6 +171,7 @@ def _adapted(took: Sequence[Took], start: KernelPredictor, machine: Machine, ver
         adapted_from=card.machine,
         factors=own,
         quantiles=widths,
+        width_range_ns=(card.width_range_ns[0] * own[OTHER], card.width_range_ns[1] * own[OTHER]),
         scores={name: getattr(scored, name) for name in ("mape", "median_error", "within_5", "within_10")},
         load_prices=_load_prices(networks, took, card.load_prices),
     )
