@@ -98,8 +98,9 @@ class KernelCard(Card, frozen=True, kw_only=True, tag_field="level", tag="kernel
     they do not have in common (latmod.differing); `load_prices` say what opening a model takes (latmod.load_time);
     `borrowed` are kinds that were measured on another machine alone (latmod.borrowing); `adapted_from` is the machine
     that all of this holds for where it is another, and `factors` say how many times longer kernels take on the
-    predictor's own (latmod.factors); `width_slope` and `width_range_ns` say how the quantiles change with latency
-    (latmod.intervals). The file's graph holds the residual over the columns named in `seen`.
+    predictor's own (latmod.factors); `width_slope` and `width_range_ns` say how the quantiles change with latency,
+    `scatter` what comes to them (latmod.intervals). The file's graph holds the residual over the columns named in
+    `seen`.
     """
 
     rules: str
@@ -120,11 +121,14 @@ class KernelCard(Card, frozen=True, kw_only=True, tag_field="level", tag="kernel
     factors: dict[str, float] = {}
     width_slope: float = 0.0
     width_range_ns: tuple[float, float] = (1.0, 1.0)
+    scatter: float = 0.0
 
     @property
     def widths(self) -> Widths:
         """Return how wide intervals are."""
-        return Widths(quantiles=self.quantiles, slope=self.width_slope, range_ns=self.width_range_ns)
+        return Widths(
+            quantiles=self.quantiles, slope=self.width_slope, range_ns=self.width_range_ns, scatter=self.scatter
+        )
 
 
 AnyCard = GraphCard | KernelCard

@@ -343,6 +343,7 @@ def _artifact(
         quantiles=widths.quantiles,
         width_slope=widths.slope,
         width_range_ns=widths.range_ns,
+        scatter=widths.scatter,
         rules=kernel_rules(runtime),
         families=tuple(sorted({model.family for model in models})),
         kernels=len(kernels),

@@ -156,8 +156,7 @@ def calibrate_widths(held: Sequence[Held], coverage: float = COVERAGE) -> Widths
 def label_noise(held: Sequence[Held]) -> float:
     """Return the standard deviation of the labels' logarithms, by how their halves differ; 0 where nobody knows.
 
-    The mean of two halves deviates half as much as they do from each other. What labels scatter by makes held-out
-    errors larger than the predictor's own: an interval promises the latency, not what a burst or two make of it.
+    The mean of two halves deviates half as much as they do from each other.
     """
     between = median_known([one.noise for one in held])
     return 0.0 if np.isnan(between) else between / _NORMAL_MEDIAN / 2.0

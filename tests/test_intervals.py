@@ -50,5 +50,12 @@ def test_beyond_the_range_a_width_stays(latency_ns: float, unseen: float, never:
     assert widths.of(1e8, unseen, never) <= widths.of(latency_ns, unseen, never) <= widths.of(1e6, unseen, never)
 
 
+def test_what_rounds_scatter_by_comes_to_it_at_any_size() -> None:
+    missed, latency_ns, groups = errors(5, (1.0,), -0.25)
+    plain, wide = (fit_widths(missed, latency_ns, groups.tolist(), coverage=0.9, noise=own) for own in (0.0, 0.03))
+    for ns in (1e6, 1e7, 1e8):
+        assert wide.of(ns, 0.0, 0.0) ** 2 == pytest.approx(plain.of(ns, 0.0, 0.0) ** 2 + (1.6449 * 0.03) ** 2)
+
+
 def test_a_predictor_of_three_groups_takes_the_last_for_what_was_never_measured() -> None:
     assert Widths(quantiles=(0.1, 0.2, 0.3)).of(5e6, 0.1, 0.1) == 0.3
