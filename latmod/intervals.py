@@ -16,8 +16,8 @@ from latmod.scores import NORMAL_90, conformal_quantile
 
 Floats = NDArray[np.float64]
 
-_FEW = 20
-"""Networks of a group below which it says nothing about its errors."""
+_FEW = 8
+"""Networks of a group below which it says nothing about errors: one family that nothing is like."""
 _RIDGE = 1e-3
 """Draws scales of groups together, in rows of data per row."""
 _LEAST_ERROR = 1e-4
@@ -62,9 +62,10 @@ def fit_widths(
     counts = np.bincount(groups, minlength=GROUPS)
     beyond = [group for group in range(1, GROUPS) if counts[group] >= _FEW]
     columns = np.stack([np.ones(len(logs)), size, *(np.asarray(groups) >= group for group in beyond)], axis=1)
-    level, slope, *steps = _likeliest(columns, np.abs(log_errors) + _LEAST_ERROR)
-    scales = np.exp(columns @ np.array([level, slope, *steps]))
-    quantile = conformal_quantile(log_errors / scales, coverage)
+    telling = np.isin(groups, [0, *beyond])
+    columns, errors = columns[telling], np.abs(log_errors)[telling]
+    level, slope, *steps = _likeliest(columns, errors + _LEAST_ERROR)
+    quantile = conformal_quantile(errors / np.exp(columns @ np.array([level, slope, *steps])), coverage)
     found: list[float] = []
     for group in range(GROUPS):
         step = steps[beyond.index(group)] if group in beyond else 0.0

@@ -50,6 +50,16 @@ def test_beyond_the_range_a_width_stays(latency_ns: float, unseen: float, never:
     assert widths.of(1e8, unseen, never) <= widths.of(latency_ns, unseen, never) <= widths.of(1e6, unseen, never)
 
 
+def test_a_few_of_the_next_group_do_not_widen_the_one_before() -> None:
+    missed, latency_ns, groups = errors(6, (1.0, 1.0, 1.0), 0.0)
+    missed[:7], groups[:7] = 3.0, 3
+    alone, beside = (
+        fit_widths(missed[first:], latency_ns[first:], groups[first:].tolist(), coverage=0.9, noise=0.0)
+        for first in (7, 0)
+    )
+    assert beside.quantiles == pytest.approx(alone.quantiles, rel=0.01)
+
+
 def test_what_rounds_scatter_by_comes_to_it_at_any_size() -> None:
     missed, latency_ns, groups = errors(5, (1.0,), -0.25)
     plain, wide = (fit_widths(missed, latency_ns, groups.tolist(), coverage=0.9, noise=own) for own in (0.0, 0.03))
