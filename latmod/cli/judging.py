@@ -67,7 +67,8 @@ _FRACTIONS = frozenset(
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="DATASET",
-    help="Data set of another machine to take kinds of kernels from that these lack; may be repeated.",
+    help="Data set of another machine: kinds of kernels that these lack are taken from it, and a runtime that told its "
+    "kernels there alone starts from them; may be repeated.",
 )
 @click.option("--summary", is_flag=True, help="Print one short table instead of every regressor's scores.")
 @output_options
