@@ -73,7 +73,7 @@ class Fits(msgspec.Struct, frozen=True, kw_only=True):
 
     folds: Folds
     known: tuple[Held, ...]
-    """Each network as predicted without it, but with others of its family."""
+    """Each network as predicted without it, but with others of its family; none where this is a start alone."""
     whole: Additive
 
 
@@ -104,10 +104,10 @@ def fit_kernel_level(
     runtime's prices on this machine with other threads, or those of the runtime whose kernel rules it shares (or
     nearly), where that is fitted to the same data sets. `totals_only` forgets what was told. `lenders` are data sets of
     another machine: a runtime that told its kernels there alone starts from what these took; where it told them here
-    too, kernels of kinds that these lack are taken from there (latmod.borrowing). Models
-    without a sample on quiet cores are left out (in kernels-zen3 OpenVINO's were 27 % above their prediction). Raises
-    MachineError where machines, versions or threads differ; DatasetError for fewer than three families, or published
-    networks, which are there to test on.
+    too, kernels of kinds that these lack are taken from there (latmod.borrowing). Models without a sample on quiet
+    cores are left out (in kernels-zen3 OpenVINO's were 27 % above their prediction). Raises MachineError where
+    machines, versions or threads differ; DatasetError for fewer than three families, or published networks, which are
+    there to test on.
     """
     cards = [folder.read_card() for folder in folders]
     _check(folders, cards)
@@ -145,8 +145,8 @@ def fit_kernel_level(
         if name in taught and _told(models[name]):
             also[name] = borrowed(models[name], taught[name])
         elif name in taught:
-            start = _fit(taught[name], [], None, seed, jobs)
-        fits[name] = _fit(models[name], also[name], start, seed, jobs)
+            start = _fit(taught[name], [], None, seed, jobs, judged=False)
+        fits[name] = _fit(models[name], also[name], start, seed, jobs, judged=name in names)
     reports = [
         _report(
             [card for card in cards if name in card.runtimes], name, models[name], also[name], known[name], fits[name],
@@ -195,11 +195,19 @@ def _told(models: Sequence[LabelledModel]) -> bool:
 
 
 def _fit(
-    models: Sequence[LabelledModel], also: Sequence[LabelledModel], near: Fits | None, seed: int, jobs: int
+    models: Sequence[LabelledModel],
+    also: Sequence[LabelledModel],
+    near: Fits | None,
+    seed: int,
+    jobs: int,
+    *,
+    judged: bool,
 ) -> Fits:
+    """Fit without each family and to all; where it is to be judged, without some networks of all families too."""
     folds = leave_families_out(models, also=also, seed=seed, jobs=jobs, near=near.folds.fitted if near else None)
-    known = leave_networks_out(models, also=also, seed=seed, jobs=jobs, near=near.whole if near else None)
-    return Fits(folds=folds, known=known, whole=fit_sum([*models, *also], seed, near.whole if near else None))
+    whole_near = near.whole if near else None
+    known = leave_networks_out(models, also=also, seed=seed, jobs=jobs, near=whole_near) if judged else ()
+    return Fits(folds=folds, known=known, whole=fit_sum([*models, *also], seed, whole_near))
 
 
 def _report(

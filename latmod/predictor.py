@@ -305,15 +305,20 @@ class KernelPredictor(Predictor):
     def standing(self, query: Query) -> Standing:
         """A model inside counts by its interval, as with features; one outside still comes before features alone."""
         told = self.breakdown(query)
-        width = self.card.widths.of(told.latency_ns, told.unseen_share, told.never_share)
-        return Standing(tier=int(told.unseen_share > MAX_UNSEEN_SHARE), distance=0.0, narrowness=width, name=self.name)
+        return Standing(
+            tier=int(told.unseen_share > MAX_UNSEEN_SHARE), distance=0.0, narrowness=self._width(told), name=self.name
+        )
+
+    def _width(self, told: Breakdown) -> float:
+        """Return the quantile of |log(measured / predicted)| for a network."""
+        return self.card.widths.of(told.latency_ns, told.unseen_share, told.never_share)
 
     def _answer(self, query: Query, told: Breakdown, drift: float) -> Prediction:
         reasons: tuple[str, ...] = ()
         if told.unseen_share > MAX_UNSEEN_SHARE:
             worst = "; ".join(f"{one.label}: {one.reason}" for one in told.unseen[:3])
             reasons = (f"{told.unseen_share:.0%} of its time lies in kernels that were never measured ({worst})",)
-        factor = float(np.exp(self.card.widths.of(told.latency_ns, told.unseen_share, told.never_share)))
+        factor = float(np.exp(self._width(told)))
         latency_ms = told.latency_ns * drift / 1e6
         return self._prediction(
             query,

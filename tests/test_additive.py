@@ -24,7 +24,7 @@ from latmod.kernel_fitting import (
     telling_ns,
     training_kernels,
 )
-from latmod.kernel_study import calibrate_widths, leave_families_out, leave_networks_out
+from latmod.kernel_study import Held, calibrate_widths, label_noise, leave_families_out, leave_networks_out
 from latmod.kernels import FIELDS, Kernel
 from latmod.kernels.columns import OWN, column_matrix
 from latmod.labels import LabelledModel
@@ -242,12 +242,34 @@ def test_families_are_held_out_one_by_one() -> None:
     assert [one.model for one in held] == [one.model for one in own]
     widths = calibrate_widths(held)
     assert list(widths.quantiles) == sorted(widths.quantiles)
+    assert widths.quantiles[0] > 0.0
     inside = [
         one
         for one in held
         if abs(one.log_error) <= widths.of(one.predicted_ns, one.unseen_share, one.never_share) + 1e-12
     ]
     assert len(inside) / len(held) >= 0.9
+
+
+def test_what_labels_scatter_by_is_told_from_their_halves() -> None:
+    rng = np.random.default_rng(5)
+    count, own, burst = 20000, 0.03, 0.04
+    halves = rng.normal(0.0, burst, (2, count))
+    labels = rng.normal(0.0, own, count) + halves.mean(axis=0)
+    held = [
+        Held(
+            model="m", family="f", kernels=1, latency_ns=float(np.exp(label)), predicted_ns=1.0, kernel_sum_ns=1.0,
+            noise=float(abs(np.expm1(odd - even))), unseen_share=0.0, never_share=0.0, unmatched_share=0.0,
+        )
+        for label, odd, even in zip(labels, *halves, strict=True)
+    ]  # fmt: skip
+    scatter = burst / np.sqrt(2.0)
+    assert label_noise(held) == pytest.approx(scatter, rel=0.05)
+    widths = calibrate_widths(held)
+    assert np.mean(np.abs(labels) <= widths.quantiles[0]) == pytest.approx(0.9, abs=0.01)
+    assert widths.scatter == pytest.approx(1.6449 * scatter, rel=0.05)
+    silent = [msgspec.structs.replace(one, noise=float("nan")) for one in held]
+    assert calibrate_widths(silent).scatter == 0.0
 
 
 def test_networks_of_known_families_are_held_out_in_quarters() -> None:

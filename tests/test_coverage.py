@@ -43,5 +43,6 @@ def test_another_rank_is_outside() -> None:
 
 
 def test_share_groups() -> None:
+    assert share_group(0.0, 0.0) == 0
     assert [share_group(share, 0.02) for share in (0.02, 0.1, 0.2, 0.5)] == [0, 1, 1, 2]
     assert [share_group(share, 0.03) for share in (0.03, 0.5)] == [3, 3]

@@ -22,7 +22,7 @@ _CHANGES = {"mnn": changed_in_mnn, "ncnn": changed_in_ncnn, "openvino": changed_
 
 None of them has anything of what onnxruntime puts in: layouts of its blocks, reshapes around products. Of 4,500 such
 kernels OpenVINO, MNN and tract told nothing at all, and they were priced at 1 to 4 % of what networks take
-(kernels-engines-zen4); of 2,400 layouts ncnn told of 260, a hundredth of a per cent of the time (kernels-zen3).
+(kernels-engines-zen4); nor did ncnn of 2,100 layouts (kernels-zen3).
 """
 
 
