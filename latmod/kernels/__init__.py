@@ -1,6 +1,6 @@
 """Turn a graph into the kernels that a given runtime executes, without any engine at hand."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import msgspec
 
@@ -11,13 +11,9 @@ from latmod.kernels.ncnn import changed_in_ncnn
 from latmod.kernels.onnxruntime import optimise
 from latmod.kernels.openvino import changed_in_openvino
 from latmod.kernels.torch import run_eagerly
+from latmod.kernels.tract import changed_in_tract
 
-
-def _unchanged(_: Graph, found: Sequence[Kernel]) -> dict[int, Kernel | None]:
-    return {}
-
-
-_CHANGES = {"mnn": changed_in_mnn, "ncnn": changed_in_ncnn, "openvino": changed_in_openvino, "tract": _unchanged}
+_CHANGES = {"mnn": changed_in_mnn, "ncnn": changed_in_ncnn, "openvino": changed_in_openvino, "tract": changed_in_tract}
 """What differs in runtimes whose rules nearly are onnxruntime's.
 
 None of them has anything of what onnxruntime puts in: layouts of its blocks, reshapes around products. Of 4,500 such

@@ -74,6 +74,12 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
         numbers = dict(zip(FIELDS, self.numbers, strict=True)) | changed
         return msgspec.structs.replace(self, numbers=tuple(numbers[field] for field in FIELDS))
 
+    def copying(self, op: str, moved_bytes: int, **changed: float) -> "Kernel":
+        """Return another operator's kernel in its place, which copies so many bytes, element by element."""
+        moved = float(moved_bytes)
+        copy = self.with_numbers(bytes_in=moved, bytes_out=moved, steps=self.number("numel_out"), **changed)
+        return msgspec.structs.replace(copy, op=op, kind=op)
+
 
 def describe(work: Rewriter) -> tuple[Kernel, ...]:
     """Return the kernels of a rewritten graph. Raises GraphError where shapes contradict an operator."""

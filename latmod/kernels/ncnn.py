@@ -30,14 +30,7 @@ def _takes_rows_apart(kernel: Kernel) -> bool:
 
 
 def _copying(graph: Graph, kernel: Kernel) -> Kernel:
-    bytes_moved = float(graph.tensors[kernel.values[0]].nbytes)
     shape_bytes = float(sum(_INT64_BYTES * prod(shape) for shape in kernel.inputs[1:]))
-    copying = kernel.with_numbers(
-        bytes_in=bytes_moved, bytes_out=bytes_moved, bytes_weights=shape_bytes, steps=kernel.number("numel_out")
-    )
-    return msgspec.structs.replace(
-        copying,
-        op="RowsToImage",
-        kind="RowsToImage",
-        label=kernel.label if kernel.nodes else kernel.label.replace("Reshape", "RowsToImage", 1),
-    )
+    copying = kernel.copying("RowsToImage", graph.tensors[kernel.values[0]].nbytes, bytes_weights=shape_bytes)
+    label = kernel.label if kernel.nodes else kernel.label.replace("Reshape", copying.op, 1)
+    return msgspec.structs.replace(copying, label=label)

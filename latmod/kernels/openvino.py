@@ -76,8 +76,5 @@ def _shuffle(graph: Graph, last: Node) -> tuple[Node, ...]:
 
 
 def _shuffling(graph: Graph, kernel: Kernel, nodes: tuple[Node, ...]) -> Kernel:
-    bytes_moved = float(graph.tensors[nodes[-1].outputs[0]].nbytes)
-    moving = kernel.with_numbers(bytes_in=bytes_moved, bytes_out=bytes_moved, steps=kernel.number("numel_out"))
-    return msgspec.structs.replace(
-        moving, op="ChannelShuffle", kind="ChannelShuffle", nodes=tuple(node.name for node in nodes)
-    )
+    shuffle = kernel.copying("ChannelShuffle", graph.tensors[nodes[-1].outputs[0]].nbytes)
+    return msgspec.structs.replace(shuffle, nodes=tuple(node.name for node in nodes))

@@ -1,0 +1,44 @@
+"""What tract does otherwise than onnxruntime, whose rules it shares, by what it said itself when it was measured."""
+
+from pathlib import Path
+
+from latmod.dataset import DatasetFolder, KernelMeasurement
+from latmod.graph import read_graph
+from latmod.kernels import Kernel, kernels
+
+FOLDER = DatasetFolder(Path(__file__).parents[2] / "datasets" / "kernels-engines-zen4")
+ALONG_ROWS = "Conv along rows"
+
+
+def _convolutions(found: KernelMeasurement | tuple[Kernel, ...], nodes: frozenset[str]) -> set[str]:
+    own = found.kernels if isinstance(found, KernelMeasurement) else found
+    kinds = {"DirectSpatialConv", ALONG_ROWS}
+    return {
+        name
+        for one in own
+        for name in one.nodes
+        if name in nodes and (one.kind if isinstance(one, Kernel) else one.op) in kinds
+    }
+
+
+def test_the_convolutions_along_rows_are_those_that_tract_told() -> None:
+    """Networks with some, and as many without any: rows shorter than 128, or more than 576 multiply-adds."""
+    told = [one for one in FOLDER.read_kernels() if one.runtime == "tract" and one.status == "ok"]
+    some = [one for one in told if any(kernel.op == "DirectSpatialConv" for kernel in one.kernels)][:12]
+    none = [one for one in told if one not in some and ("plain" in one.model or "early" in one.model)][:12]
+    count = 0
+    for one in (*some, *none):
+        graph = read_graph(FOLDER.graph_path(one.model))
+        nodes = frozenset(node.name for node in graph.nodes if node.op == "Conv")
+        expected = _convolutions(one, nodes)
+        assert _convolutions(kernels(graph, "tract"), nodes) == expected, one.model
+        count += len(expected)
+    assert count >= 12
+
+
+def test_only_their_kind_is_another() -> None:
+    graph = read_graph(FOLDER.graph_path(next(one.model for one in FOLDER.read_kernels() if "plain" in one.model)))
+    own = kernels(graph, "tract")
+    like = [kernel for kernel in kernels(graph, "onnxruntime") if kernel.nodes]
+    assert [kernel.numbers for kernel in own] == [kernel.numbers for kernel in like]
+    assert {one.kind for one, other in zip(own, like, strict=True) if one.kind != other.kind} <= {ALONG_ROWS}
