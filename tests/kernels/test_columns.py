@@ -42,6 +42,25 @@ def test_planes_off_a_vectors_boundary_are_told() -> None:
     assert column("pixel_rest16", *sides) == [1.0, 0.0, 4.0]
 
 
+@pytest.mark.parametrize(
+    ("rows", "columns", "size", "wide"),
+    [
+        (784, 256, 3, 1.0),
+        (3136, 224, 3, 0.0),
+        (1296, 224, 3, 0.0),
+        (1024, 160, 1, 1.0),
+        (400, 160, 1, 0.0),
+        (196, 384, 0, 1.0),
+        (144, 320, 0, 0.0),
+        (1600, 160, 0, 1.0),
+    ],
+)
+def test_the_tiles_that_tract_takes_are_told(rows: float, columns: float, size: float, wide: float) -> None:
+    """As measured on Zen 4: 45 to 52 multiply-adds a nanosecond with the wide ones, 31 to 41 with the others."""
+    own = kernel(4, 4).with_numbers(rows=rows, columns=columns, kernel_h=size, kernel_w=size)
+    assert column("wide_tiles", own) == [wide]
+
+
 @given(st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 10**9)), max_size=12))
 def test_columns_are_finite_and_those_of_networks_side_by_side_are_their_own(sizes: list[tuple[int, int]]) -> None:
     own = [kernel(*size) for size in sizes]
