@@ -10,9 +10,11 @@ from latmod.kernels.kernel import Kernel
 # tract 0.23.9, DirectSpatialConv (sonos/tract, pull request 2771): rows of at least so many outputs, and at most so
 # many multiply-adds for each of them.
 _ROW, _TAPS = 128, 576
+# Windows are cut by a transpose of batch, two times rows, two times columns, and channels.
+_WINDOW_DIMS = 6
 
 
-def changed_in_tract(_: Graph, found: Sequence[Kernel]) -> dict[int, Kernel | None]:
+def changed_in_tract(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel | None]:
     """Return what is otherwise in tract, by its place among the kernels in onnxruntime.
 
     Convolutions along the rows of the image are of a kind of their own: all others are products of filters and of the
@@ -20,18 +22,23 @@ def changed_in_tract(_: Graph, found: Sequence[Kernel]) -> dict[int, Kernel | No
     over 240 x 240 pixels, 10 over 256 x 256). Of 252 networks there no convolution is made in the other way than this
     says; in bare chains, where nothing stands between a 1 x 1 convolution and the next one, some are.
 
-    A layer norm sums over one place of its axis after another: 0.36 us for each, however few rows there are, so 0.24 ms
-    for 680 numbers. A softmax takes about 0.1 us for each row (kernels-engines-zen4-avx2).
+    Channels come first in tract, as convolutions leave them, but in networks that cut images into windows. A layer norm
+    then sums over one channel after another: 0.36 us for each, however few rows there are, so 0.24 ms for 680 numbers.
+    A softmax takes about 0.1 us for each row (kernels-engines-zen4-avx2).
     """
-    changed = {place: _changed(kernel) for place, kernel in enumerate(found)}
+    channels_first = not any(
+        node.op == "Transpose" and len(node.ints("perm", ())) >= _WINDOW_DIMS for node in graph.nodes
+    )
+    changed = {place: _changed(kernel, channels_first) for place, kernel in enumerate(found)}
     return {place: kernel for place, kernel in changed.items() if kernel is not None}
 
 
-def _changed(kernel: Kernel) -> Kernel | None:
-    if kernel.kind == "LayerNormalization":
-        return kernel.with_numbers(products=kernel.number("last_dim"))
+def _changed(kernel: Kernel, channels_first: bool) -> Kernel | None:
     if kernel.kind == "Softmax":
         return kernel.with_numbers(inner=kernel.number("last_dim"))
+    if kernel.kind == "LayerNormalization" and channels_first:
+        turned = kernel.with_numbers(products=kernel.number("last_dim"))
+        return msgspec.structs.replace(turned, kind="LayerNormalization/turned")
     return msgspec.structs.replace(kernel, kind="Conv along rows") if _goes_along_rows(kernel) else None
 
 

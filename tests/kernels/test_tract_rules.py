@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from latmod.dataset import DatasetFolder, KernelMeasurement
 from latmod.graph import read_graph
 from latmod.kernels import Kernel, kernels
@@ -36,16 +38,19 @@ def test_the_convolutions_along_rows_are_those_that_tract_told() -> None:
     assert count >= 12
 
 
-def test_all_else_is_as_in_onnxruntime_but_norms_and_softmax() -> None:
-    """A layer norm calls a sum for each place of its axis, a softmax walks row by row."""
-    names = [one.model for one in FOLDER.read_kernels() if one.runtime == "tract"]
-    for family in ("plain", "windowed"):
-        graph = read_graph(FOLDER.graph_path(next(name for name in names if name.startswith(family))))
-        own = kernels(graph, "tract")
-        like = [kernel for kernel in kernels(graph, "onnxruntime") if kernel.nodes]
-        for one, other in zip(own, like, strict=True):
-            changes = {"LayerNormalization": "products", "Softmax": "inner"}
-            expected = {changes[one.kind]: other.number("last_dim")} if one.kind in changes else {}
-            assert one.numbers == other.with_numbers(**expected).numbers
-            assert one.kind in (other.kind, ALONG_ROWS)
-        assert family == "plain" or {"LayerNormalization", "Softmax"} <= {one.kind for one in own}
+@pytest.mark.parametrize(
+    ("family", "norms"),
+    [("plain", set()), ("windowed", {"LayerNormalization"}), ("transformer", {"LayerNormalization/turned"})],
+)
+def test_all_else_is_as_in_onnxruntime_but_norms_and_softmax(family: str, norms: set[str]) -> None:
+    """A softmax walks row by row, a layer norm calls a sum for each channel but where windows are cut."""
+    name = next(one.model for one in FOLDER.read_kernels() if one.runtime == "tract" and one.model.startswith(family))
+    graph = read_graph(FOLDER.graph_path(name))
+    own = kernels(graph, "tract")
+    like = [kernel for kernel in kernels(graph, "onnxruntime") if kernel.nodes]
+    changes = {"LayerNormalization/turned": "products", "Softmax": "inner"}
+    for one, other in zip(own, like, strict=True):
+        expected = {changes[one.kind]: other.number("last_dim")} if one.kind in changes else {}
+        assert one.numbers == other.with_numbers(**expected).numbers
+        assert one.kind in (other.kind, f"{other.kind}/turned", ALONG_ROWS)
+    assert {one.kind for one in own if one.kind.startswith("LayerNormalization")} == norms
