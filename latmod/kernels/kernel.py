@@ -74,6 +74,12 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
         numbers = dict(zip(FIELDS, self.numbers, strict=True)) | changed
         return msgspec.structs.replace(self, numbers=tuple(numbers[field] for field in FIELDS))
 
+    @property
+    def convolves_images(self) -> bool:
+        """Tell whether it is a convolution in two dimensions, none that is transposed."""
+        convolves = "Conv" in self.kind and "Transpose" not in self.op and self.number("kernel_h") > 0.0
+        return convolves and bool(self.outputs) and len(self.outputs[0]) == 4
+
     def copying(self, op: str, moved_bytes: int, **changed: float) -> "Kernel":
         """Return another operator's kernel in its place, which copies so many bytes, element by element."""
         moved = float(moved_bytes)

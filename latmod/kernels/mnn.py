@@ -24,10 +24,8 @@ def changed_in_mnn(_: Graph, found: Sequence[Kernel]) -> dict[int, Kernel | None
 
 def may_be_tiled(kernel: Kernel) -> bool:
     """Tell whether a kernel is a square convolution in two dimensions of stride 1, neither dilated nor grouped."""
-    if "Conv" not in kernel.kind or "Transpose" in kernel.op or not kernel.number("kernel_h"):
-        return False
     size, plain = kernel.number("kernel_h"), {kernel.number(name) for name in ("stride", "dilation", "group")} == {1.0}
-    return plain and size > 1 and size == kernel.number("kernel_w") and len(kernel.outputs[0]) == 4
+    return kernel.convolves_images and plain and size > 1 and size == kernel.number("kernel_w")
 
 
 def tiled(kernel: Kernel, unit: int) -> Kernel:

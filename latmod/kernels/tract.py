@@ -29,8 +29,8 @@ def changed_in_tract(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel 
     channels_first = not any(
         node.op == "Transpose" and len(node.ints("perm", ())) >= _WINDOW_DIMS for node in graph.nodes
     )
-    changed = {place: _changed(kernel, channels_first) for place, kernel in enumerate(found)}
-    return {place: kernel for place, kernel in changed.items() if kernel is not None}
+    changes = ((place, _changed(kernel, channels_first)) for place, kernel in enumerate(found))
+    return {place: changed for place, changed in changes if changed is not None}
 
 
 def _changed(kernel: Kernel, channels_first: bool) -> Kernel | None:
@@ -43,7 +43,7 @@ def _changed(kernel: Kernel, channels_first: bool) -> Kernel | None:
 
 
 def _goes_along_rows(kernel: Kernel) -> bool:
-    if "Conv" not in kernel.kind or "Transpose" in kernel.op or not kernel.outputs or len(kernel.outputs[0]) != 4:
+    if not kernel.convolves_images:
         return False
     area = kernel.number("kernel_h") * kernel.number("kernel_w")
     return kernel.number("group") == 1 < area and kernel.number("inner") <= _TAPS and kernel.outputs[0][-1] >= _ROW
