@@ -63,7 +63,7 @@ def test_the_module_computes_what_onnxruntime_computes(inner: nn.Module, tmp_pat
 
 @pytest.mark.parametrize("network", ["squeezenet", "shufflenet"])
 def test_graphs_of_old_exporters_convert(network: str, tmp_path: Path) -> None:
-    """Their weights are ConstantOfShape nodes, their dropouts have a mask."""
+    """Their weights are ConstantOfShape nodes, their dropouts have a mask, their additions are sums."""
     from latmod.export import export_spec
     from latmod.families import FAMILIES
     from latmod.families.published import PublishedSpec
@@ -72,7 +72,10 @@ def test_graphs_of_old_exporters_convert(network: str, tmp_path: Path) -> None:
     export_spec(FAMILIES["light"], PublishedSpec(network=network), path)
     found = parts(convert_graph(path, weight_seed=0))
     assert "ConstantOfShape" not in " ".join(found)
-    assert len(found) == len(kernels(read_graph(path), "torch"))
+    assert "OnnxSum" not in found
+    priced = kernels(read_graph(path), "torch")
+    assert len(found) == len(priced)
+    assert found.count("OnnxBinaryMathOperation") == [kernel.kind for kernel in priced].count("Add")
 
 
 class Shared(nn.Module):

@@ -37,6 +37,7 @@ def convert_graph(path: Path, weight_seed: int) -> "nn.Module":
             module: fx.GraphModule = convert(proto, attach_onnx_mapping=True)
             _mend_norms(module)
             _fold(module)
+            _add_pairs(module)
             _restore_activations(module)
             _activate_in_place(module)
         except MemoryError:
@@ -84,6 +85,18 @@ def _tidy(module: "fx.GraphModule") -> None:
     module.graph.eliminate_dead_code()
     module.recompile()
     module.delete_all_unused_submodules()
+
+
+def _add_pairs(module: "fx.GraphModule") -> None:
+    """Let a sum of two be one addition, as its source had it: onnx2torch adds both to zeros, in three passes."""
+    from onnx2torch.node_converters.binary_math_operations import OnnxBinaryMathOperation
+
+    for node in module.graph.nodes:
+        part = _part(module, node)
+        if part is not None and type(part).__name__ == "OnnxSum" and len(node.args) == 2:
+            addition = OnnxBinaryMathOperation("Add")
+            addition.onnx_mapping = part.onnx_mapping
+            module.add_submodule(str(node.target), addition)
 
 
 def _restore_activations(module: "fx.GraphModule") -> None:
