@@ -127,3 +127,28 @@ def test_shapes_become_numbers_that_a_compiler_can_read(tmp_path: Path) -> None:
     literal_shapes(module, [x])
     assert not spelled & set(parts(module))
     torch.testing.assert_close(module(x), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "start", "end"), [(3, 2, 0, 1), (4, 2, 1, 2), (7, 1, 0, 1)])
+def test_average_pools_padded_at_their_end_convert(
+    kernel: int, stride: int, start: int, end: int, tmp_path: Path
+) -> None:
+    """As in Caffe's networks, which round the number of windows up; the onnx package's inception_v1 has the last."""
+    from onnx import TensorProto, helper, save
+
+    pool = helper.make_node(
+        "AveragePool", ["x"], ["y"], "pool",
+        kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[start, start, end, end],
+    )  # fmt: skip
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, None, None]) for name in "xy"]
+    values[0] = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 6, 6])
+    graph = helper.make_graph([pool], "pooled", values[:1], values[1:])
+    path = tmp_path / "pooled.onnx"
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=8), path)
+    inputs = random_inputs(read_inputs(path), 1, seed=0)
+    results = []
+    for runtime in ("onnxruntime", "torch"):
+        session = find_runtime(runtime).open(Model(path=str(path)), inputs, Settings())
+        session.infer()
+        results.append(session.outputs()[0])
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-6)

@@ -19,6 +19,7 @@ from latmod.weights import WeightMaker
 
 if TYPE_CHECKING:
     import torch
+    from onnx import ModelProto
     from torch import fx, nn
 
 
@@ -31,6 +32,7 @@ def convert_graph(path: Path, weight_seed: int) -> "nn.Module":
     from onnx2torch import convert
 
     proto = explicit_model(path, WeightMaker(weight_seed).make(weight_slots(path)))
+    _round_pools_up(proto)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -45,6 +47,39 @@ def convert_graph(path: Path, weight_seed: int) -> "nn.Module":
         except Exception as error:  # onnx2torch raises whatever it trips over: KeyError, NotImplementedError, ...
             raise UnsupportedModelError(f"torch (onnx2torch) cannot run {path}: {error!r}") from error
     return module
+
+
+def _round_pools_up(proto: "ModelProto") -> None:
+    """Let average pools that are padded at their end alone round up instead, since torch pads both ends alike.
+
+    The results are the same where there are as many: padding is not counted, and torch counts nothing beyond the end.
+    A single window that is wider than the map is made as wide as that.
+    """
+    from onnx import helper
+
+    values = (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)
+    sizes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim][2:] for value in values}
+    for node in proto.graph.node:
+        said = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        if node.op_type != "AveragePool" or said.get("count_include_pad", 0) or not said.get("pads"):
+            continue
+        rank = len(said["kernel_shape"])
+        start, end = said["pads"][:rank], said["pads"][rank:]
+        source, out = sizes.get(node.input[0], []), sizes.get(node.output[0], [])
+        if start == end or not len(source) == len(out) == rank:
+            continue
+        axes = list(zip(source, out, said["kernel_shape"], start, said.get("strides", [1] * rank), strict=True))
+        axes = [
+            (size, count, min(width - pad, size), 0, stride) if count == 1 else (size, count, width, pad, stride)
+            for size, count, width, pad, stride in axes
+        ]
+        if any(-(-(size + 2 * pad - width) // stride) + 1 != count for size, count, width, pad, stride in axes):
+            continue
+        widths, pads = [axis[2] for axis in axes], [axis[3] for axis in axes]
+        made = {"kernel_shape": widths, "pads": [*pads, *pads], "ceil_mode": 1}
+        kept = [one for one in node.attribute if one.name not in made]
+        del node.attribute[:]
+        node.attribute.extend([*kept, *(helper.make_attribute(name, value) for name, value in made.items())])
 
 
 def _mend_norms(module: "nn.Module") -> None:
