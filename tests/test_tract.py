@@ -42,26 +42,3 @@ def test_other_pieces_are_what_they_are_named_after(tmp_path: Path) -> None:
     last = graph.nodes[-1].name
     assert nodes_of("OptBinByScalar", last, graph, places) == (last,)
     assert nodes_of("OptMatMul", "nowhere", graph, places) == ("nowhere",)
-
-
-class Chained(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.relu(self.norm(self.conv(x.relu())) + x) * 2.0
-
-
-def test_a_chain_is_the_nodes_before_it_that_have_its_operations(tmp_path: Path) -> None:
-    path = tmp_path / "chained.onnx"
-    export_model(Chained(), (1, 3, 8, 8), path)
-    graph = read_graph(path)
-    names = {node.op: node.name for node in graph.nodes}
-    places = {node.name: place for place, node in enumerate(graph.nodes)}
-    norm, add, last = names["BatchNormalization"], names["Add"], names["Mul"]
-    relu = graph.nodes[places[add] + 1].name
-    assert nodes_of("OptBinChain(Mul+Add)", norm, graph, places) == (norm,)
-    assert nodes_of("OptBinChain(Add+Max)", relu, graph, places) == (add, relu)
-    assert nodes_of("OptBinChain(Mul+Add+Add+Max+Mul)", last, graph, places) == (norm, add, relu, last)
-    assert nodes_of("OptBinChain(Mul+Add+Add+Max+Mul+Add)", last, graph, places)[0] == norm

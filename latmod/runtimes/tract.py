@@ -16,13 +16,7 @@ if TYPE_CHECKING:
     from latmod.graph import Graph
 
 _PRODUCT = "OptMatMul"
-_CHAIN = "OptBinChain("
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-_CHAINED = {
-    "Add": 1, "Sub": 1, "Mul": 1, "Div": 1, "Relu": 1,
-    "Clip": 2, "BatchNormalization": 2, "LayerNormalization": 2, "HardSigmoid": 4,
-}  # fmt: skip
-"""How many operations of a chain an operator is (a layer norm's are its scale and shift)."""
 
 
 class Tract:
@@ -125,15 +119,11 @@ def _node(name: str, nodes: Collection[str]) -> str:
 
 
 def nodes_of(op: str, name: str, graph: "Graph", places: Mapping[str, int]) -> tuple[str, ...]:
-    """Return the nodes that a piece does the work of; products and chains are named after the last that is in them.
+    """Return the nodes that a piece does the work of; a product is named after the last that was fused into it.
 
     `places` says where in the graph each node stands.
     """
-    if name not in places:
-        return (name,)
-    if op.startswith(_CHAIN):
-        return _chain(op.count("+") + 1, name, graph, places)
-    if op != _PRODUCT:
+    if op != _PRODUCT or name not in places:
         return (name,)
     level, seen = [name], {name}
     while level:
@@ -146,21 +136,6 @@ def nodes_of(op: str, name: str, graph: "Graph", places: Mapping[str, int]) -> t
         level = [node.name for node in before if node is not None and node.name not in seen]
         seen.update(level)
     return (name,)
-
-
-def _chain(length: int, name: str, graph: "Graph", places: Mapping[str, int]) -> tuple[str, ...]:
-    """Return the nodes up to the last, one after another, that are so many operations."""
-    found = [graph.nodes[places[name]]]
-    while sum(_CHAINED.get(node.op, length) for node in found) < length:
-        before = [graph.producer(value) for value in found[-1].inputs if value not in graph.static]
-        chained = [
-            node for node in before
-            if node is not None and node.op in _CHAINED and len(graph.consumers(node.outputs[0])) == 1
-        ]  # fmt: skip
-        if not chained:
-            break
-        found.append(max(chained, key=lambda node: places[node.name]))
-    return tuple(node.name for node in reversed(found))
 
 
 def _element(value: np.ndarray) -> str:
