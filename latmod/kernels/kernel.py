@@ -88,7 +88,7 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def describe(work: Rewriter) -> tuple[Kernel, ...]:
-    """Return the kernels of a rewritten graph; a Sum of two is an Add.
+    """Return the kernels of a rewritten graph; a Sum of two is of the kind Add, whatever engines call it.
 
     Raises GraphError where shapes contradict an operator.
     """
@@ -123,9 +123,8 @@ class _Form(msgspec.Struct, frozen=True):
 
 
 def _kernel(step: Step, operands: dict[str, _Operand]) -> Kernel:
-    op = "Add" if step.op == "Sum" and len(step.inputs) == 2 else step.op
     form = _Form(
-        op,
+        "Add" if step.op == "Sum" and len(step.inputs) == 2 else step.op,
         tuple([operands.get(name, _UNKNOWN) if name else None for name in step.inputs]),
         tuple([operands[name] for name in step.outputs if name in operands]),
         tuple(step.attributes.items()),
@@ -136,7 +135,7 @@ def _kernel(step: Step, operands: dict[str, _Operand]) -> Kernel:
         name = step.sources[0] if step.sources else step.op
         raise GraphError(f"node {name!r} ({step.op}): its shapes do not fit the operator ({error})") from None
     return Kernel(
-        op=op,
+        op=step.op,
         kind=kind,
         numbers=numbers,
         nodes=tuple(dict.fromkeys(step.sources)),

@@ -9,6 +9,7 @@ from latmod.dataset import KernelTime
 from latmod.export import export_spec
 from latmod.families import FAMILIES, GENERATED
 from latmod.families.generated import GeneratedSpec
+from latmod.families.published import PublishedSpec
 from latmod.families.resnet import ResNetSpec
 from latmod.graph import read_graph, read_inputs
 from latmod.inputs import random_inputs
@@ -40,6 +41,18 @@ def test_the_engine_runs_what_the_rules_expect(family: str, tmp_path: Path) -> N
         expected = kernels(read_graph(path), "onnxruntime", isa=read_machine().isa)
         labels = join(expected, [told])
         assert abs(labels.unmatched_ns) < 0.02 * labels.total_ns, differences(expected, told)
+
+
+def test_a_sum_of_two_is_an_addition_by_another_name(tmp_path: Path) -> None:
+    path = tmp_path / "light.onnx"
+    export_spec(FAMILIES["light"], PublishedSpec(network="shufflenet"), path)
+    told = told_by_the_engine(path)
+    expected = kernels(read_graph(path), "onnxruntime", isa=read_machine().isa)
+    labels = join(expected, [told])
+    assert abs(labels.unmatched_ns) < 0.02 * labels.total_ns, differences(expected, told)
+    sums = [kernel for kernel in expected if kernel.op == "Sum"]
+    assert len(sums) == sum(one.count for one in told if one.op == "Sum") > 0
+    assert {kernel.kind for kernel in sums} == {"Add"}
 
 
 def differences(expected: tuple[Kernel, ...], told: tuple[KernelTime, ...]) -> str:
