@@ -36,6 +36,16 @@ def parts(module: nn.Module) -> list[str]:
     return [type(module.get_submodule(node.target)).__name__ for node in graph.nodes if node.op == "call_module"]
 
 
+def assert_the_runtimes_agree(path: Path) -> None:
+    inputs = random_inputs(read_inputs(path), 1, seed=0)
+    results = []
+    for runtime in ("onnxruntime", "torch"):
+        session = find_runtime(runtime).open(Model(path=str(path)), inputs, Settings())
+        session.infer()
+        results.append(session.outputs()[0])
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(("inner", "name"), [(nn.GELU(), "GELU"), (nn.SiLU(), "SiLU")])
 def test_activations_are_one_call_and_tables_are_computed_once(inner: nn.Module, name: str, tmp_path: Path) -> None:
     path = tmp_path / "written.onnx"
@@ -52,13 +62,7 @@ def test_activations_are_one_call_and_tables_are_computed_once(inner: nn.Module,
 def test_the_module_computes_what_onnxruntime_computes(inner: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "written.onnx"
     export_model(Written(inner), (2, 4, 4), path)
-    inputs = random_inputs(read_inputs(path), 1, seed=0)
-    results = []
-    for runtime in ("onnxruntime", "torch"):
-        session = find_runtime(runtime).open(Model(path=str(path)), inputs, Settings())
-        session.infer()
-        results.append(session.outputs()[0])
-    np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-6)
+    assert_the_runtimes_agree(path)
 
 
 @pytest.mark.parametrize("network", ["squeezenet", "shufflenet"])
@@ -145,10 +149,4 @@ def test_average_pools_padded_at_their_end_convert(
     graph = helper.make_graph([pool], "pooled", values[:1], values[1:])
     path = tmp_path / "pooled.onnx"
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=8), path)
-    inputs = random_inputs(read_inputs(path), 1, seed=0)
-    results = []
-    for runtime in ("onnxruntime", "torch"):
-        session = find_runtime(runtime).open(Model(path=str(path)), inputs, Settings())
-        session.infer()
-        results.append(session.outputs()[0])
-    np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-6)
+    assert_the_runtimes_agree(path)

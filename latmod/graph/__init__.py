@@ -1,6 +1,6 @@
 """Read `.onnx` files: the only part of latmod that touches protobuf."""
 
-from latmod.graph.canonical import canonical, is_copy
+from latmod.graph.canonical import canonical, canonical_op, is_copy
 from latmod.graph.explicit import explicit_model
 from latmod.graph.exported import tidy_export
 from latmod.graph.reading import is_known, read_graph
@@ -21,6 +21,7 @@ __all__ = [
     "Tensor",
     "WeightSlot",
     "canonical",
+    "canonical_op",
     "explicit_model",
     "fill_weights",
     "is_copy",

@@ -1,5 +1,7 @@
 """Bring graphs that compute the same thing in the same way to the same form, whoever exported them."""
 
+from collections.abc import Sequence
+
 from latmod.graph.records import Graph, Node, Tensor, link
 
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
@@ -17,6 +19,11 @@ def canonical(graph: Graph) -> Graph:
     for node in graph.nodes:
         builder.add(node)
     return builder.build()
+
+
+def canonical_op(op: str, inputs: Sequence[str]) -> str:
+    """Return what an operator that reads so many values is called in canonical form: a Sum of two is an Add."""
+    return "Add" if op == "Sum" and len(inputs) == 2 else op
 
 
 def is_copy(node: Node, graph: Graph) -> bool:
@@ -56,7 +63,7 @@ class _Builder:
             return
         if node.op in _CONVOLUTIONS:
             inputs = self._with_bias(node, inputs)
-        op = "Add" if node.op == "Sum" and len(inputs) == 2 else node.op
+        op = canonical_op(node.op, inputs)
         if self._is_global_mean(node):
             op, inputs = "GlobalAveragePool", inputs[:1]
         attributes = {} if op == "GlobalAveragePool" else node.attributes

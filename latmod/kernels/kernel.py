@@ -7,7 +7,7 @@ import msgspec
 
 from latmod.cost import FORMULAS, VIEWS, Operands
 from latmod.errors import GraphError
-from latmod.graph import Attribute, Node, Tensor
+from latmod.graph import Attribute, Node, Tensor, canonical_op
 from latmod.kernels.nchwc import DOMAIN
 from latmod.kernels.rewriting import Rewriter, Step
 from latmod.kernels.transposes import order_of_dims
@@ -124,7 +124,7 @@ class _Form(msgspec.Struct, frozen=True):
 
 def _kernel(step: Step, operands: dict[str, _Operand]) -> Kernel:
     form = _Form(
-        "Add" if step.op == "Sum" and len(step.inputs) == 2 else step.op,
+        canonical_op(step.op, step.inputs),
         tuple([operands.get(name, _UNKNOWN) if name else None for name in step.inputs]),
         tuple([operands[name] for name in step.outputs if name in operands]),
         tuple(step.attributes.items()),

@@ -32,10 +32,10 @@ def convert_graph(path: Path, weight_seed: int) -> "nn.Module":
     from onnx2torch import convert
 
     proto = explicit_model(path, WeightMaker(weight_seed).make(weight_slots(path)))
-    _round_pools_up(proto)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            _round_pools_up(proto)
             module: fx.GraphModule = convert(proto, attach_onnx_mapping=True)
             _mend_norms(module)
             _fold(module)
@@ -60,26 +60,24 @@ def _round_pools_up(proto: "ModelProto") -> None:
     values = (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)
     sizes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim][2:] for value in values}
     for node in proto.graph.node:
+        if node.op_type != "AveragePool":
+            continue
         said = {one.name: helper.get_attribute_value(one) for one in node.attribute}
-        if node.op_type != "AveragePool" or said.get("count_include_pad", 0) or not said.get("pads"):
-            continue
         rank = len(said["kernel_shape"])
-        start, end = said["pads"][:rank], said["pads"][rank:]
+        pads, strides = said.get("pads", [0] * 2 * rank), said.get("strides", [1] * rank)
         source, out = sizes.get(node.input[0], []), sizes.get(node.output[0], [])
-        if start == end or not len(source) == len(out) == rank:
+        if said.get("count_include_pad", 0) or pads[:rank] == pads[rank:] or not len(source) == len(out) == rank:
             continue
-        axes = list(zip(source, out, said["kernel_shape"], start, said.get("strides", [1] * rank), strict=True))
-        axes = [
-            (size, count, min(width - pad, size), 0, stride) if count == 1 else (size, count, width, pad, stride)
-            for size, count, width, pad, stride in axes
-        ]
-        if any(-(-(size + 2 * pad - width) // stride) + 1 != count for size, count, width, pad, stride in axes):
-            continue
-        widths, pads = [axis[2] for axis in axes], [axis[3] for axis in axes]
-        made = {"kernel_shape": widths, "pads": [*pads, *pads], "ceil_mode": 1}
-        kept = [one for one in node.attribute if one.name not in made]
-        del node.attribute[:]
-        node.attribute.extend([*kept, *(helper.make_attribute(name, value) for name, value in made.items())])
+        widths, starts = list(said["kernel_shape"]), list(pads[:rank])
+        for axis in range(rank):
+            if out[axis] == 1:
+                widths[axis], starts[axis] = min(widths[axis] - starts[axis], source[axis]), 0
+        spans = [size + 2 * start - width for size, start, width in zip(source, starts, widths, strict=True)]
+        if out == [-(-span // stride) + 1 for span, stride in zip(spans, strides, strict=True)]:
+            made = {"kernel_shape": widths, "pads": starts * 2, "ceil_mode": 1}
+            kept = [one for one in node.attribute if one.name not in made]
+            del node.attribute[:]
+            node.attribute.extend([*kept, *(helper.make_attribute(name, value) for name, value in made.items())])
 
 
 def _mend_norms(module: "nn.Module") -> None:
@@ -127,10 +125,9 @@ def _add_pairs(module: "fx.GraphModule") -> None:
     from onnx2torch.node_converters.binary_math_operations import OnnxBinaryMathOperation
 
     for node in module.graph.nodes:
-        part = _part(module, node)
-        if part is not None and type(part).__name__ == "OnnxSum" and len(node.args) == 2:
+        if _part_name(module, node) == "OnnxSum" and len(node.args) == 2:
             addition = OnnxBinaryMathOperation("Add")
-            addition.onnx_mapping = part.onnx_mapping
+            addition.onnx_mapping = module.get_submodule(str(node.target)).onnx_mapping
             module.add_submodule(str(node.target), addition)
 
 

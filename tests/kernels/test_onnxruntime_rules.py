@@ -32,24 +32,27 @@ def told_by_the_engine(path: Path) -> tuple[KernelTime, ...]:
     return session.kernels(0.0)
 
 
+def expected_and_told(path: Path) -> tuple[tuple[Kernel, ...], tuple[KernelTime, ...]]:
+    """Return the kernels by the rules and by the engine, which agree."""
+    told = told_by_the_engine(path)
+    expected = kernels(read_graph(path), "onnxruntime", isa=read_machine().isa)
+    labels = join(expected, [told])
+    assert abs(labels.unmatched_ns) < 0.02 * labels.total_ns, differences(expected, told)
+    return expected, told
+
+
 @pytest.mark.parametrize("family", SPECS)
 def test_the_engine_runs_what_the_rules_expect(family: str, tmp_path: Path) -> None:
     for number, spec in enumerate(SPECS[family]):
         path = tmp_path / f"{number}.onnx"
         export_spec(FAMILIES[family], spec, path)
-        told = told_by_the_engine(path)
-        expected = kernels(read_graph(path), "onnxruntime", isa=read_machine().isa)
-        labels = join(expected, [told])
-        assert abs(labels.unmatched_ns) < 0.02 * labels.total_ns, differences(expected, told)
+        expected_and_told(path)
 
 
 def test_a_sum_of_two_is_an_addition_by_another_name(tmp_path: Path) -> None:
     path = tmp_path / "light.onnx"
     export_spec(FAMILIES["light"], PublishedSpec(network="shufflenet"), path)
-    told = told_by_the_engine(path)
-    expected = kernels(read_graph(path), "onnxruntime", isa=read_machine().isa)
-    labels = join(expected, [told])
-    assert abs(labels.unmatched_ns) < 0.02 * labels.total_ns, differences(expected, told)
+    expected, told = expected_and_told(path)
     sums = [kernel for kernel in expected if kernel.op == "Sum"]
     assert len(sums) == sum(one.count for one in told if one.op == "Sum") > 0
     assert {kernel.kind for kernel in sums} == {"Add"}
