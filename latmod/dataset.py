@@ -317,16 +317,33 @@ def quiet_probe_ns(burst: Measurement, level_ns: int) -> int:
     return round(statistics.median(quiet)) if quiet else 0
 
 
+def disturbed_pairs(measurements: Iterable[Measurement]) -> dict[tuple[str, str], int]:
+    """Return the (model, runtime) pairs of which no sample was taken on quiet cores, with the number of a new round."""
+    done = list(measurements)
+    known = quiet_levels(done)
+    levels = {runtime: known.level(runtime) for runtime in {m.runtime for m in done}}
+    return {
+        pair: max(rounds) + 1
+        for pair, rounds in final_bursts(done).items()
+        if not undisturbed_minima(rounds.values(), levels[pair[1]])[1]
+    }
+
+
 def nominal_reference(measurements: list[Measurement]) -> Reference:
-    """Return the machine's nominal state: the median over all bursts of each part of the state."""
+    """Return the machine's nominal state: the median of each part of the state, over all bursts that saw quiet cores.
+
+    Over all bursts where none did.
+    """
     done = [m for m in measurements if m.status == "ok"]
-    references = [part for m in done for part in (m.before, m.after) if part is not None]
+    known = quiet_levels(done)
+    levels = {runtime: known.level(runtime) for runtime in {m.runtime for m in done}}
+    probes = {index: probe for index, m in enumerate(done) if (probe := quiet_probe_ns(m, levels[m.runtime]))}
+    quiet = [done[index] for index in probes] or done
+    references = [part for m in quiet for part in (m.before, m.after) if part is not None]
     if not references:
         raise DatasetError("no finished burst with reference loads: the machine's nominal state is unknown")
-    levels = quiet_levels(done)
-    probes = [probe for m in done if (probe := quiet_probe_ns(m, levels.level(m.runtime)))]
     nominal = median_reference(references)
-    return msgspec.structs.replace(nominal, probe_ns=round(statistics.median(probes))) if probes else nominal
+    return msgspec.structs.replace(nominal, probe_ns=round(statistics.median(probes.values()))) if probes else nominal
 
 
 class _SchemaOnly(msgspec.Struct):

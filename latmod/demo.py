@@ -56,7 +56,7 @@ def run_demo(out: Path, runtimes: Sequence[str], notify: Notify, say: Callable[[
     )
     card = plan_sweep([bundled_spaces()["demo"]], runtimes, protocol, name="demo")
     say(f"1. measuring {len(card.planned)} ResNets in {' and '.join(runtimes)}, {ROUNDS} rounds")
-    result = run_sweep(folder, card, notify, memory_bytes=default_memory_bytes(card.machine))
+    result = run_sweep(folder, card, notify, repeats=0, memory_bytes=default_memory_bytes(card.machine))
     say(f"   {result.measured} done, {len(result.failed)} failed; table: {write_table(folder)}")
 
     say("2. fitting predictors")

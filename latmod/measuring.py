@@ -11,11 +11,12 @@ from pathlib import Path
 
 import msgspec
 
+from latmod.bursts import ask_burst
 from latmod.graph import strip_weights
 from latmod.quiet import QuietLevels, over_quiet, undisturbed
 from latmod.runtimes import Model, Settings, find_runtime
 from latmod.scores import split_half
-from latmod.sweeping import Notify, Progress, ask_burst
+from latmod.sweeping import Notify, Progress
 from latmod.timing import BurstPlan, Statistic, burst_value, over_rounds
 from latmod.worker import Worker
 from latmod.worker.messages import BurstReply, BurstRequest

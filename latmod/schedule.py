@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 
 import msgspec
 
-from latmod.dataset import Card, KernelMeasurement, Measurement, PlannedModel
+from latmod.dataset import Card, KernelMeasurement, Measurement, PlannedModel, disturbed_pairs
 
 EXPORT = "export"
 """Stands where a runtime's name would, in the log's lines on exports."""
@@ -33,6 +33,8 @@ class SweepResult(msgspec.Struct, frozen=True, kw_only=True):
     failed: tuple[str, ...]
     """One line for each (model, runtime) that could not be measured."""
     skipped: tuple[str, ...]
+    disturbed: int
+    """(model, runtime) pairs of which no burst found quiet cores: their latencies are too high."""
     infer_share: float
     """Share of the wall time that was spent inside `infer`."""
 
@@ -75,6 +77,20 @@ def pending(
                     yield Pending(round=number, model=model, runtime=runtime, kernels=True)
 
 
+def disturbed(card: Card, measurements: list[Measurement], repeat: int) -> Iterator[Pending]:
+    """Yield one more burst for all that never found quiet cores and were not repeated more than `repeat` times."""
+    models = {model.model: model for model in card.planned}
+    dropped = dropped_pairs(measurements)
+    pairs = [
+        (pair, number)
+        for pair, number in disturbed_pairs(measurements).items()
+        if pair not in dropped and pair[0] in models and number <= card.protocol.rounds + repeat
+    ]
+    random.Random(f"{card.protocol.seeds.sweep}:again:{repeat}").shuffle(pairs)
+    for (model, runtime), number in pairs:
+        yield Pending(round=number, model=models[model], runtime=runtime)
+
+
 def summarise(card: Card, measurements: list[Measurement]) -> SweepResult:
     """Return what a log amounts to."""
     ok: dict[tuple[str, str], int] = {}
@@ -94,6 +110,7 @@ def summarise(card: Card, measurements: list[Measurement]) -> SweepResult:
         measured=sum(count >= card.protocol.rounds for count in ok.values()),
         failed=tuple(f"{model} in {runtime}: {reason}" for (model, runtime), reason in reasons.items()),
         skipped=tuple(f"{what}: {why}" for what, why in skipped.items()),
+        disturbed=len(disturbed_pairs(measurements)),
         infer_share=infer_ns / wall_ns if wall_ns else 0.0,
     )
 

@@ -2,18 +2,17 @@
 
 import queue
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
+from latmod.bursts import kernel_burst, now, settled_burst
 from latmod.dataset import (
     Card,
     DatasetFolder,
-    KernelMeasurement,
     Logs,
     Measurement,
     PlannedModel,
@@ -24,21 +23,15 @@ from latmod.dataset import (
 from latmod.errors import DatasetError, WorkerError
 from latmod.machine import usable_cores
 from latmod.plan import default_memory_bytes, find_spaces, plan_sweep
-from latmod.runtimes import Model, Settings, find_runtime, installed_runtimes
-from latmod.schedule import EXPORT, Pending, SweepResult, dropped_pairs, pending, summarise
+from latmod.quiet import SharedCores
+from latmod.runtimes import find_runtime, installed_runtimes
+from latmod.schedule import EXPORT, Pending, SweepResult, disturbed, dropped_pairs, pending, summarise
 from latmod.table import write_table
-from latmod.timing import BurstPlan, disagreement
 from latmod.worker import Worker
-from latmod.worker.messages import BurstReply, BurstRequest, ExportRequest, Failure, KernelReply, KernelRequest
+from latmod.worker.messages import ExportRequest, Failure
 
-MAX_DISAGREEMENT = 0.10
-"""A burst whose references before and after differ by more is repeated.
-
-The design says 5 % (section 5, point 5). On a machine whose neighbours stream memory that repeats a quarter of all
-bursts, and the repeats are no better than what they replace: 50 of them differed from it by 0.4 % (onnxruntime) and
-1.8 % (torch), median, up as often as down. What a single burst misses, the median over rounds catches.
-"""
-MAX_REPEATS = 2
+REPEATS = 2
+"""So often is measured again, by default, what never found quiet cores."""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +57,7 @@ def sweep(
     limit: int = 0,
     max_gmacs: float = 0.0,
     max_memory_bytes: int = 0,
+    repeats: int = REPEATS,
     notify: Notify = lambda progress: None,
 ) -> SweepResult:
     """Measure the models of spaces (files, or names of bundled ones) into a data set folder, or go on with it.
@@ -81,16 +75,25 @@ def sweep(
         max_memory_bytes=max_memory_bytes,
     )
     folder = DatasetFolder(out)
-    result = run_sweep(folder, card, notify, memory_bytes=max_memory_bytes or default_memory_bytes(card.machine))
+    memory_bytes = max_memory_bytes or default_memory_bytes(card.machine)
+    result = run_sweep(folder, card, notify, repeats=repeats, memory_bytes=memory_bytes)
     if result.measured:
         write_table(folder)
     return result
 
 
 def run_sweep(
-    folder: DatasetFolder, card: Card, notify: Notify, *, memory_bytes: int = 0, timeout_seconds: float = 600.0
+    folder: DatasetFolder,
+    card: Card,
+    notify: Notify,
+    *,
+    repeats: int = REPEATS,
+    memory_bytes: int = 0,
+    timeout_seconds: float = 600.0,
 ) -> SweepResult:
     """Measure what `card` plans and `folder` does not hold yet.
+
+    What no round found quiet cores for is measured up to `repeats` times again, in rounds of its own.
 
     Raises DatasetError where the folder is locked, unwritable, or holds a sweep with other settings; KeyboardInterrupt
     passes through with all workers ended and all finished bursts kept.
@@ -98,6 +101,7 @@ def run_sweep(
     asked = tuple(card.runtimes)
     with folder.writing() as log:
         card = _settle_card(folder, card)
+        known = len(folder.read_measurements())
         _export_all(folder, card, log, notify, timeout_seconds)
         with ExitStack() as stack:
             workers = {
@@ -108,9 +112,9 @@ def run_sweep(
                 )
                 for name in asked
             }
-            card = _measure_all(folder, card, log, workers, notify)
+            card = _measure_all(folder, card, log, workers, notify, repeats)
         measurements = folder.read_measurements()
-        if card.nominal is None and any(m.status == "ok" for m in measurements):
+        if (card.nominal is None or len(measurements) > known) and any(m.status == "ok" for m in measurements):
             card = msgspec.structs.replace(card, nominal=nominal_reference(measurements))
             folder.write_card(card)
     return summarise(card, measurements)
@@ -201,176 +205,82 @@ def _export(folder: DatasetFolder, model: PlannedModel, idle: "queue.SimpleQueue
         round=0,
         status="failed" if reason else "exported",
         reason=reason,
-        started=_now(),
+        started=now(),
         wall_ns=time.perf_counter_ns() - start,
     )
 
 
-def _measure_all(folder: DatasetFolder, card: Card, log: Logs, workers: dict[str, Worker], notify: Notify) -> Card:
+def _measure_all(
+    folder: DatasetFolder, card: Card, log: Logs, workers: dict[str, Worker], notify: Notify, repeats: int
+) -> Card:
     """Make the pending bursts of the workers' runtimes; return the card with each engine's settings in it."""
-    measurements = folder.read_measurements()
-    profiling = [name for name in workers if find_runtime(name).profiles]
-    each = len(workers) * card.protocol.rounds + len(profiling) * card.protocol.kernel_rounds
-    total = len(card.planned) * each
-    start = time.monotonic()
-    todo = [one for one in pending(card, measurements, folder.read_kernels(), profiling) if one.runtime in workers]
-    levels = quiet_levels(measurements)
-    dropped: set[tuple[str, str]] = set()
-    for position, one in enumerate(todo, start=1):
-        if (one.model.model, one.runtime) in dropped:
-            continue
+    run = _Run(folder, card, log, workers, notify)
+    kernels = folder.read_kernels()
+    todo = [one for one in pending(card, run.measurements, kernels, run.profiling) if one.runtime in workers]
+    run.measure(todo, run.total - len(todo), run.total)
+    for number in range(repeats):
+        todo = [one for one in disturbed(card, run.measurements, number) if one.runtime in workers]
+        run.measure(todo, 0, len(todo), f"never quiet, again {number + 1}/{repeats}")
+    return run.card
+
+
+class _Run:
+    """Make bursts one after the other, each on disk before the next, and know what the cores were like so far."""
+
+    def __init__(
+        self, folder: DatasetFolder, card: Card, log: Logs, workers: dict[str, Worker], notify: Notify
+    ) -> None:
+        """Go on from what the folder holds."""
+        self.card = card
+        self.measurements = folder.read_measurements()
+        self.profiling = [name for name in workers if find_runtime(name).profiles]
+        self._folder, self._log, self._workers, self._notify = folder, log, workers, notify
+        self._levels = quiet_levels(self.measurements)
+        self._dropped: set[tuple[str, str]] = set()
+        self._shared = SharedCores()
+
+    @property
+    def total(self) -> int:
+        """Return how many bursts the rounds have in the workers' runtimes."""
+        protocol = self.card.protocol
+        each = len(self._workers) * protocol.rounds + len(self.profiling) * protocol.kernel_rounds
+        return len(self.card.planned) * each
+
+    def measure(self, todo: Sequence[Pending], done: int, total: int, phase: str = "") -> None:
+        """Make these bursts; `done` of `total` are there already."""
+        start = time.monotonic()
+        for position, one in enumerate(todo, start=1):
+            if (one.model.model, one.runtime) in self._dropped:
+                continue
+            line = self._kernels(one) if one.kernels else self._latency(one)
+            left = (time.monotonic() - start) / position * (len(todo) - position)
+            self._notify(
+                Progress(
+                    phase=phase or f"round {one.round + 1}/{self.card.protocol.rounds}",
+                    done=done + position,
+                    total=total,
+                    seconds_left=left,
+                    line=line,
+                )
+            )
+
+    def _kernels(self, one: Pending) -> str:
+        told = kernel_burst(self._folder, self.card, one, self._workers[one.runtime], self._levels.level(one.runtime))
+        self._log.append(told)
+        return f"{one.model.model} in {one.runtime}: no per-kernel times: {told.reason}" if told.reason else ""
+
+    def _latency(self, one: Pending) -> str:
+        level_ns = self._levels.level(one.runtime)
         line = ""
-        if one.kernels:
-            told = _kernel_burst(folder, card, one, workers[one.runtime], levels.level(one.runtime))
-            log.append(told)
-            line = f"{one.model.model} in {one.runtime}: no per-kernel times: {told.reason}" if told.reason else ""
-        else:
-            bursts = _settled_burst(folder, card, one, workers[one.runtime], levels.level(one.runtime))
-            for measurement, settings in bursts:
-                log.append(measurement)
-                measurements.append(measurement)
-                levels.add(one.runtime, measurement.probes_ns)
-                if settings and one.runtime not in card.settings:
-                    card = msgspec.structs.replace(card, settings={**card.settings, one.runtime: settings})
-                    folder.write_card(card)
-                if measurement.status in ("failed", "skipped"):
-                    dropped = dropped_pairs(measurements)
-                    line = f"{one.model.model} in {one.runtime}: {measurement.status}: {measurement.reason}"
-        left = (time.monotonic() - start) / position * (len(todo) - position)
-        phase = f"round {one.round + 1}/{card.protocol.rounds}"
-        notify(Progress(phase=phase, done=total - len(todo) + position, total=total, seconds_left=left, line=line))
-    return card
-
-
-def _settled_burst(
-    folder: DatasetFolder, card: Card, one: Pending, worker: Worker, quiet_ns: int
-) -> Iterator[tuple[Measurement, dict[str, str | int | bool]]]:
-    """Yield a model's bursts with the engine's settings: one, or more where the references around it disagree.
-
-    A burst with patience has waited for quiet by itself, and is not repeated.
-    """
-    for attempt in range(one.attempt, MAX_REPEATS + 1):
-        measurement, settings = _burst(folder, card, one, attempt, worker, quiet_ns)
-        yield measurement, settings
-        if measurement.status != "unsteady":
-            return
-
-
-def _burst(
-    folder: DatasetFolder, card: Card, one: Pending, attempt: int, worker: Worker, quiet_ns: int
-) -> tuple[Measurement, dict[str, str | int | bool]]:
-    protocol = card.protocol
-    request = BurstRequest(
-        model=_model(folder, card, one.model),
-        settings=Settings(threads=protocol.threads),
-        plan=BurstPlan(
-            seconds=protocol.burst_seconds,
-            min_samples=protocol.min_samples,
-            max_samples=protocol.max_samples,
-            max_latency_seconds=protocol.max_latency_seconds,
-            patience_seconds=protocol.patience_seconds,
-            quiet_ns=quiet_ns,
-        ),
-        images=protocol.images,
-        input_count=protocol.input_count,
-        input_seed=protocol.seeds.input,
-    )
-    started, start = _now(), time.perf_counter_ns()
-    status, reason, reply = ask_burst(worker, request, protocol.max_latency_seconds)
-    if status == "ok" and reply is not None and attempt < MAX_REPEATS and not protocol.patience_seconds:
-        change = disagreement(reply.burst.before, reply.burst.after)
-        if change > MAX_DISAGREEMENT:
-            status, reason = "unsteady", f"the reference load changed by {change:.0%}"
-    wall_ns = time.perf_counter_ns() - start
-    return to_measurement(one, attempt, status, reason, reply, started, wall_ns), reply.settings if reply else {}
-
-
-def _model(folder: DatasetFolder, card: Card, model: PlannedModel) -> Model:
-    return Model(
-        path=str(folder.graph_path(model.model)),
-        family=model.family,
-        spec={**model.spec},
-        weight_seed=card.protocol.seeds.weight,
-    )
-
-
-def _kernel_burst(folder: DatasetFolder, card: Card, one: Pending, worker: Worker, quiet_ns: int) -> KernelMeasurement:
-    protocol = card.protocol
-    request = KernelRequest(
-        model=_model(folder, card, one.model),
-        settings=Settings(threads=protocol.threads, profile=True),
-        seconds=protocol.burst_seconds,
-        patience_seconds=protocol.patience_seconds,
-        quiet_ns=quiet_ns,
-        images=protocol.images,
-        input_count=protocol.input_count,
-        input_seed=protocol.seeds.input,
-    )
-    base = KernelMeasurement(
-        model=one.model.model, runtime=one.runtime, round=one.round, status="failed", started=_now()
-    )
-    start = time.perf_counter_ns()
-    try:
-        reply = worker.ask(request)
-    except WorkerError as error:
-        return msgspec.structs.replace(base, reason=str(error), wall_ns=time.perf_counter_ns() - start)
-    wall_ns = time.perf_counter_ns() - start
-    if not isinstance(reply, KernelReply):
-        reason = without_path(reply.reason, request.model) if isinstance(reply, Failure) else "no answer"
-        return msgspec.structs.replace(base, reason=reason, wall_ns=wall_ns)
-    return msgspec.structs.replace(
-        base, status="ok", before=reply.before, after=reply.after, kernels=reply.kernels, wall_ns=wall_ns
-    )
-
-
-def ask_burst(worker: Worker, request: BurstRequest, max_latency_seconds: float) -> tuple[str, str, BurstReply | None]:
-    """Return (status, reason, reply) of one burst; a worker that dies is a failed burst."""
-    try:
-        reply = worker.ask(request)
-    except WorkerError as error:
-        return "failed", str(error), None
-    if isinstance(reply, Failure):
-        return "failed", without_path(reply.reason, request.model), None
-    assert isinstance(reply, BurstReply)
-    if not reply.burst.samples_ns:
-        took = reply.burst.warmup_ns[0] / 1e9
-        return "skipped", f"one inference took {took:.1f} s, more than {max_latency_seconds:g} s", reply
-    return "ok", "" if reply.finite else "the output is not finite", reply
-
-
-def without_path(reason: str, model: Model) -> str:
-    """Return what an engine said without the path of the model's graph: it belongs to this machine alone."""
-    return reason.replace(model.path, "it")
-
-
-def to_measurement(
-    one: Pending, attempt: int, status: str, reason: str, reply: BurstReply | None, started: str, wall_ns: int
-) -> Measurement:
-    """Return the record of one burst."""
-    base = Measurement(
-        model=one.model.model,
-        runtime=one.runtime,
-        round=one.round,
-        attempt=attempt,
-        status=status,
-        reason=reason,
-        started=started,
-        wall_ns=wall_ns,
-    )
-    if reply is None:
-        return base
-    return msgspec.structs.replace(
-        base,
-        samples_ns=reply.burst.samples_ns,
-        warmup_ns=reply.burst.warmup_ns,
-        probes_ns=reply.burst.probes_ns,
-        load_ns=reply.load_ns,
-        before=reply.burst.before,
-        after=reply.burst.after,
-        disturbance=reply.burst.disturbance,
-        output=reply.output,
-    )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+        for measurement, settings in settled_burst(self._folder, self.card, one, self._workers[one.runtime], level_ns):
+            self._log.append(measurement)
+            self.measurements.append(measurement)
+            self._levels.add(one.runtime, measurement.probes_ns)
+            if settings and one.runtime not in self.card.settings:
+                self.card = msgspec.structs.replace(self.card, settings={**self.card.settings, one.runtime: settings})
+                self._folder.write_card(self.card)
+            if measurement.status in ("failed", "skipped"):
+                self._dropped = dropped_pairs(self.measurements)
+                line = f"{one.model.model} in {one.runtime}: {measurement.status}: {measurement.reason}"
+            line = line or self._shared.see(measurement.probes_ns, self._levels.level(one.runtime))
+        return line

@@ -3,7 +3,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latmod.quiet import Probe, is_quiet, quiet_level, undisturbed, wait_for_quiet
+from latmod.quiet import Probe, QuietLevels, SharedCores, is_quiet, quiet_level, undisturbed, wait_for_quiet
 
 Bursts = st.lists(
     st.lists(st.tuples(st.integers(1, 10**9), st.integers(1, 10**5)), max_size=8).map(
@@ -24,6 +24,31 @@ def test_the_level_is_what_the_quiet_bursts_took() -> None:
     assert quiet_level([20_000] * 99 + [5_000]) == 20_000
     # A core that ran faster for a while is not what the others are disturbed against.
     assert quiet_level([9_000] * 20 + [9_900, 10_500] * 40) == 9_900
+
+
+def test_the_level_is_that_of_the_few_where_a_neighbour_slowed_most() -> None:
+    assert quiet_level([14_500] * 19 + [19_800] * 54 + [25_000] * 27) == 14_500
+    # Too few to tell from a clock that was read wrongly.
+    assert quiet_level([14_500] * 5 + [19_800] * 54 + [25_000] * 27) == 19_800
+
+
+def test_a_runtime_that_saw_no_quiet_takes_the_level_of_all() -> None:
+    levels = QuietLevels()
+    assert levels.level("torch") == 0
+    for _ in range(60):
+        levels.add("torch", (14_500, 20_000))
+    for _ in range(40):
+        levels.add("mnn", (17_400,))
+        levels.add("tract", (15_000,))
+    assert [levels.level(name) for name in ("torch", "mnn", "tract", "ncnn")] == [14_500, 14_500, 15_000, 14_500]
+
+
+def test_shared_cores_are_told_of_while_it_goes_on() -> None:
+    cores = SharedCores()
+    assert not any(cores.see(probes, 100) for probes in [(), (100, 150), (101,)] * 40)
+    told = [line for probes in [(150, 160), (100,)] * 40 if (line := cores.see(probes, 100))]
+    assert len(told) == 2
+    assert all("20 of the last 40" in line for line in told)
 
 
 def test_a_tenth_above_the_level_is_quiet_and_a_fifth_is_not() -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from latmod.dataset import Card, DatasetFolder, Protocol, Seeds
+from latmod.dataset import Card, DatasetFolder, Protocol, Seeds, disturbed_pairs
 from latmod.errors import DatasetError
 from latmod.plan import plan_sweep
-from latmod.schedule import SweepResult, pending
+from latmod.schedule import SweepResult, disturbed, pending
 from latmod.sweeping import Progress, run_sweep
 
 ROUNDS = 3
@@ -110,6 +110,25 @@ def test_more_rounds_go_on_where_fewer_ended(folder: DatasetFolder, card: Card) 
     assert after[: len(before)] == before
     assert {row[2] for row in after[len(before) :]} == {ROUNDS}
     assert folder.read_card().protocol.rounds == ROUNDS + 1
+
+
+def test_what_never_found_quiet_cores_is_measured_again(folder: DatasetFolder, card: Card) -> None:
+    sweep_quietly(folder, card)
+    calm, once_calm, never_calm, failed = (model.model for model in card.planned)
+    seen = {calm: [100, 101, 102], once_calm: [160, 104, 150], never_calm: [150, 160, 170], failed: [150, 160, 170]}
+    done = [
+        msgspec.structs.replace(m, probes_ns=(seen[m.model][m.round],) * len(m.samples_ns))
+        for m in folder.read_measurements()
+        if m.model != failed
+    ]
+    assert disturbed_pairs(done) == {(never_calm, "fake"): ROUNDS}
+    assert [(one.model.model, one.round) for one in disturbed(card, done, 0)] == [(never_calm, ROUNDS)]
+    samples = len(done[-1].samples_ns)
+    again = [*done, msgspec.structs.replace(done[-1], model=never_calm, round=ROUNDS, probes_ns=(150,) * samples)]
+    assert list(disturbed(card, again, 0)) == []
+    assert [one.round for one in disturbed(card, again, 1)] == [ROUNDS + 1]
+    calmed = [*again, msgspec.structs.replace(done[-1], model=never_calm, round=ROUNDS + 1, probes_ns=(103,) * samples)]
+    assert list(disturbed(card, calmed, 2)) == []
 
 
 def test_more_models_go_on_where_fewer_ended(folder: DatasetFolder, card: Card) -> None:

@@ -34,6 +34,13 @@ KERNEL_ROUNDS = 1
 @runtime_option
 @threads_option
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Passes over all models.")
+@click.option(
+    "--repeats",
+    type=click.IntRange(0),
+    default=2,
+    show_default=True,
+    help="How often to measure again, after the rounds, what never found quiet cores.",
+)
 @click.option("--burst-seconds", type=float, default=0.5, show_default=True, help="Time budget of one burst.")
 @patience_option
 @click.option(
@@ -61,6 +68,7 @@ def sweep(
     runtimes: tuple[str, ...],
     threads: int,
     rounds: int,
+    repeats: int,
     burst_seconds: float,
     patience_seconds: float,
     min_samples: int,
@@ -127,7 +135,7 @@ def sweep(
         columns = ("model", "macs", "params", "memory_bytes", "skipped")
         write_rows([{column: getattr(model, column) for column in columns} for model in card.models], "table", "-")
         return
-    result = run_sweep(folder, card, _Display(), memory_bytes=memory_bytes, timeout_seconds=timeout)
+    result = run_sweep(folder, card, _Display(), repeats=repeats, memory_bytes=memory_bytes, timeout_seconds=timeout)
     table = write_table(folder) if result.measured else None
     _print_result(result, table)
     if result.failed:
@@ -331,6 +339,12 @@ def _print_result(result: "SweepResult", table_path: Path | None) -> None:
         f"{result.infer_share:.0%} of the time inside infer" + (f"; table: {table_path}" if table_path else ""),
         err=True,
     )
+    if result.disturbed:
+        click.echo(
+            f"{result.disturbed} pairs never found quiet cores: their latencies are too high, and kernel fits leave "
+            "them out; the same command with more --repeats measures them again",
+            err=True,
+        )
     for line in result.failed:
         click.echo(f"failed: {line}", err=True)
 
