@@ -66,9 +66,10 @@ class WeightMaker:
 
 def _distribution(slot: WeightSlot) -> tuple[float, float]:
     """Return mean and standard deviation (He et al. 2015, arXiv 1502.01852, for anything with a fan-in)."""
-    if slot.op == "BatchNormalization":
+    if slot.op == "BatchNormalization" and slot.position in _BATCH_NORM:
         return _BATCH_NORM[slot.position]
-    if slot.op.endswith("Normalization"):
+    # What is normalised may be a weight itself (weight standardisation, arXiv 1903.10520).
+    if slot.op.endswith("Normalization") and slot.position > 0:
         return (1.0, 0.02) if slot.position == 1 else (0.0, 0.02)
     if len(slot.tensor.shape) < 2:
         return 0.0, 0.02

@@ -92,8 +92,12 @@ def predict(
         several = len({one.threads for one in found}) > 1
         rows = [_prediction_row(one, several) if style == "table" else msgspec.to_builtins(one) for one in found]
         write_rows(rows, style, output)
-    for reason in dict.fromkeys(f"{one.model}: {reason}" for one in found for reason in one.reasons):
-        click.echo(f"out of domain: {reason}", err=True)
+    doubts: dict[tuple[str, str], list[str]] = {}
+    for one in found:
+        for reason in one.reasons:
+            doubts.setdefault((one.model, reason), []).append(one.runtime)
+    for (model, reason), doubted in doubts.items():
+        click.echo(f"out of domain: {model} in {', '.join(dict.fromkeys(doubted))}: {reason}", err=True)
     if problems:
         sys.exit(1 if not found else 3)
     if strict and not all(one.in_domain for one in found):

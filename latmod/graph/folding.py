@@ -14,12 +14,16 @@ Array = npt.NDArray[np.generic]
 
 _SHAPE_ONLY = frozenset({"Shape", "Size"})
 _BROADCAST = frozenset(
-    {"Add", "Sub", "Mul", "Div", "Mod", "Pow", "Min", "Max", "Equal", "Greater", "Less", "And", "Or", "Where"}
-)
+    {
+        "Add", "And", "Clip", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod",
+        "Mul", "Or", "Pow", "Sub", "Where", "Xor",
+    }
+)  # fmt: skip
 _SAME_SIZE = frozenset(
     {
-        "Abs", "Cast", "CastLike", "Ceil", "Concat", "Floor", "Gather", "Identity", "Neg", "Not", "ReduceMax",
-        "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Round", "Slice", "Split", "Sqrt", "Squeeze", "Transpose",
+        "Abs", "Cast", "CastLike", "Ceil", "Concat", "CumSum", "Floor", "Gather", "GatherElements", "GatherND",
+        "Identity", "Neg", "NonZero", "Not", "Reciprocal", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Relu",
+        "Reshape", "Round", "ScatterElements", "ScatterND", "Sign", "Slice", "Split", "Sqrt", "Squeeze", "Transpose",
         "Unsqueeze",
     }
 )  # fmt: skip

@@ -11,6 +11,7 @@ from latmod.kernels.products import MS, gemm_activation, matmul_add, scaled_prod
 from latmod.kernels.rewriting import Rewriter, Step
 from latmod.kernels.transposes import move_transposes
 
+_ENDLESS = 2**62
 _CONV_ACTIVATIONS = frozenset({"Relu", "Sigmoid", "Tanh", "LeakyRelu", "Clip", "HardSigmoid"})
 
 
@@ -18,6 +19,8 @@ def optimise(graph: Graph, *, block: int) -> Rewriter:
     """Return what is executed, step by step; `block` is the channel block of the machine's convolutions (8 or 16)."""
     work = Rewriter(graph)
     _decompose(work)
+    _merge_twins(work)
+    _fuse_pads(work)
     _fold_into_convolutions(work)
     _drop_noops(work)
     restore_gelu(work, f"{MS}Gelu")
@@ -85,7 +88,7 @@ def _drop_noops(work: Rewriter) -> None:
     for step in work.live():
         if step.out in work.results:
             continue
-        if step.op in ("Expand", "Slice", "Pad") and _same_shape(work, step):
+        if step.op in ("Expand", "Slice", "Pad") and _same_shape(work, step) and _takes_all(work, step):
             work.bypass(step)
         elif step.op == "Transpose":
             rank = len(work.shape(step.inputs[0]))
@@ -102,6 +105,59 @@ def _drop_noops(work: Rewriter) -> None:
 
 def _same_shape(work: Rewriter, step: Step) -> bool:
     return step.inputs[0] not in work.static and work.shape(step.inputs[0]) == work.shape(step.out) != ()
+
+
+def _takes_all(work: Rewriter, step: Step) -> bool:
+    """Tell whether a step of the same shape before and after is seen to change nothing.
+
+    A Slice that ends at the largest number there is; where it names the dim's size, it stays and copies. A Pad of
+    noughts: one that takes away what it adds elsewhere is none.
+    """
+    if step.op == "Slice":
+        ends = work.graph.constants.get(step.inputs[2], ()) if len(step.inputs) > 2 else step.ints("ends", ())
+        return all(end >= _ENDLESS for end in ends)
+    return step.op != "Pad" or not any(_pads(work, step))
+
+
+def _fuse_pads(work: Rewriter) -> None:
+    """PadFusion: a Pad of noughts around an image is done by the convolution or the pool that follows it."""
+    for step in work.live("Pad"):
+        after = work.only_reader(step.out)
+        if after is None or after.op not in ("Conv", "MaxPool") or after.inputs[0] != step.out:
+            continue
+        pads, rank = _pads(work, step), len(work.shape(step.inputs[0]))
+        # A value that is left out by an empty name is no constant to onnxruntime.
+        value = work.scalar(step.inputs[2]) if len(step.inputs) > 2 else step.attributes.get("value", 0.0)
+        explicit = after.attributes.get("auto_pad", "NOTSET") == "NOTSET"
+        plain = step.attributes.get("mode", "constant") == "constant" and value == 0.0 and len(step.inputs) <= 3
+        if not (explicit and plain and len(pads) == 2 * rank) or min(pads) < 0:
+            continue
+        if any((*pads[:2], *pads[rank : rank + 2])):
+            continue
+        around = [int(pad) for pad in (*pads[2:rank], *pads[rank + 2 :])]
+        own = after.ints("pads", (0,) * len(around))
+        after.attributes = {**after.attributes, "pads": tuple(map(sum, zip(own, around, strict=True)))}
+        after.sources += step.sources
+        work.rewire(after, [step.inputs[0], *after.inputs[1:]])
+        work.remove(step)
+
+
+def _pads(work: Rewriter, step: Step) -> tuple[float, ...]:
+    """Give what a Pad adds before and behind each dim, () where nothing tells."""
+    return tuple(work.graph.constants.get(step.inputs[1], ())) if len(step.inputs) > 1 else step.ints("pads", ())
+
+
+def _merge_twins(work: Rewriter) -> None:
+    """CommonSubexpressionElimination: of two that do the same to the same, one is enough."""
+    first: dict[tuple[object, ...], Step] = {}
+    for step in work.live():
+        if len(step.outputs) != 1:
+            continue
+        read = tuple(work.graph.constants.get(name) or name for name in step.inputs)
+        twin = first.setdefault((step.op, read, tuple(sorted(step.attributes.items()))), step)
+        if twin is not step and step.out not in work.results:
+            twin.sources += step.sources
+            work.bypass(step, twin.out)
 
 
 def _layer_norm(work: Rewriter) -> None:

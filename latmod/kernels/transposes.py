@@ -1,14 +1,18 @@
 """How onnxruntime moves transposes towards the outputs until they meet and cancel (its transpose optimizer), in part.
 
 Pushed are transposes through a Gather of one position, through a Reshape that only puts a dim of 1 first, through
-reductions that keep their dims, and through sums whose inputs all carry the same one; those that follow each other
-become one.
+reductions that keep their dims, and through sums whose inputs all carry the same one; through a Split, a Squeeze or a
+Softmax where another transpose follows that they may meet. Those that follow each other become one.
 """
+
+from collections.abc import Sequence
 
 from latmod.graph import Attributed
 from latmod.kernels.rewriting import Rewriter, Step
 
 _BINARY = frozenset({"Add", "Mul", "Sub", "Div"})
+# A transpose that goes into one of these may come out again.
+_PASSED = _BINARY | {"Concat", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Tanh", "Unsqueeze"}
 _MAX_PASSES = 8
 
 
@@ -17,6 +21,9 @@ def move_transposes(work: Rewriter) -> None:
     for _ in range(_MAX_PASSES):
         changed = _join(work)
         changed |= _push_through_gathers(work)
+        changed |= _push_through_splits(work)
+        changed |= _push_through_squeezes(work)
+        changed |= _push_through_softmaxes(work)
         changed |= _push_through_reductions(work)
         changed |= _push_through_sums(work)
         changed |= _push_through_unsqueezes(work)
@@ -84,6 +91,114 @@ def _push_through_gathers(work: Rewriter) -> bool:
         shape = tuple(size for dim, size in enumerate(work.shape(source)) if dim != moved)
         step.attributes = {"axis": moved}
         _transpose_after(work, step, [source, step.inputs[1]], shape, tuple(dim - (dim > moved) for dim in rest))
+        _drop_unread(work, before)
+        changed = True
+    return changed
+
+
+def _pushable(work: Rewriter, step: Step) -> Step | None:
+    """Return the Transpose whose result a step alone reads."""
+    before = work.producers.get(step.inputs[0])
+    if before is None or before.op != "Transpose" or work.only_reader(before.out) is not step:
+        return None
+    return None if any(name in work.results for name in step.outputs) else before
+
+
+def _leads_to_transpose(work: Rewriter, step: Step) -> bool:
+    """Tell whether a transpose follows, with nothing but what transposes go through between."""
+    seen, open_steps = {id(step)}, [step]
+    while open_steps:
+        for name in open_steps.pop().outputs:
+            for reader in work.uses(name):
+                if reader.op == "Transpose":
+                    return True
+                if reader.op in _PASSED and id(reader) not in seen:
+                    seen.add(id(reader))
+                    open_steps.append(reader)
+    return False
+
+
+def _meets_transpose(work: Rewriter, step: Step) -> bool:
+    """Tell whether a transpose follows, and nobody else reads what comes between."""
+    after = work.only_reader(step.out)
+    while after is not None and after.op in _PASSED:
+        after = work.only_reader(after.out) if len(after.outputs) == 1 else None
+    return after is not None and after.op == "Transpose"
+
+
+def _push_through_splits(work: Rewriter) -> bool:
+    """Split first and transpose the parts."""
+    changed = False
+    for step in work.live("Split"):
+        before = _pushable(work, step)
+        if before is None or not _leads_to_transpose(work, step):
+            continue
+        perm = permutation(work, before)
+        axis = step.integer("axis", 0) % len(perm)
+        back = tuple(perm.index(dim) for dim in range(len(perm)))
+        parts = []
+        for result in step.outputs:
+            shape = work.shape(result)
+            part = work.declare(f"{result}:plain", result, tuple(shape[dim] for dim in back))
+            parts.append(part)
+        results = list(step.outputs)
+        work.rewire(step, [before.inputs[0], *step.inputs[1:]])
+        for result, part in zip(results, parts, strict=True):
+            del work.producers[result]
+            work.producers[part] = step
+        step.outputs = parts
+        step.attributes = {**step.attributes, "axis": perm[axis]}
+        for result, part in zip(reversed(results), reversed(parts), strict=True):
+            after = work.insert("Transpose", part, result, step, after=True)
+            after.attributes = {"perm": perm}
+        _drop_unread(work, before)
+        changed = True
+    return changed
+
+
+def _push_through_squeezes(work: Rewriter) -> bool:
+    """Squeeze one dim first and transpose what is left."""
+    changed = False
+    for step in work.live("Squeeze"):
+        before = _pushable(work, step)
+        if before is None or not _meets_transpose(work, step):
+            continue
+        perm = permutation(work, before)
+        kept = _kept_dims(work.shape(step.inputs[0]), work.shape(step.out), work.graph.constants.get(step.inputs[-1]))
+        if kept is None:
+            continue
+        source = work.shape(before.inputs[0])
+        left = sorted(perm[dim] for dim in kept)
+        _transpose_after(
+            work,
+            step,
+            [before.inputs[0], *step.inputs[1:]],
+            tuple(source[dim] for dim in left),
+            tuple(left.index(perm[dim]) for dim in kept),
+        )
+        _drop_unread(work, before)
+        changed = True
+    return changed
+
+
+def _kept_dims(before: tuple[int, ...], after: tuple[int, ...], axes: Sequence[float] | None) -> tuple[int, ...] | None:
+    """Return which dims a Squeeze leaves, None where nothing tells; without axes, where a single dim is 1."""
+    dims = range(len(before))
+    gone = {int(axis) % len(before) for axis in axes} if axes else {dim for dim in dims if before[dim] == 1}
+    kept = tuple(dim for dim in dims if dim not in gone)
+    return kept if tuple(before[dim] for dim in kept) == after else None
+
+
+def _push_through_softmaxes(work: Rewriter) -> bool:
+    """Take the Softmax along the axis as it lies before the transpose, and transpose its result."""
+    changed = False
+    for step in work.live("Softmax"):
+        before = _pushable(work, step)
+        if before is None or not _meets_transpose(work, step):
+            continue
+        perm = permutation(work, before)
+        step.attributes = {**step.attributes, "axis": perm[step.integer("axis", -1) % len(perm)]}
+        _transpose_after(work, step, [before.inputs[0]], work.shape(before.inputs[0]), perm)
         _drop_unread(work, before)
         changed = True
     return changed
