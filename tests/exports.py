@@ -6,6 +6,22 @@ import shutil
 import tempfile
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def export_module(module: "nn.Module", shape: tuple[int, ...], path: Path) -> None:
+    """Export a torch module without its weights, by the exporter that most files in the world come from."""
+    import torch
+
+    from latmod.graph import strip_weights
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module.eval(), (torch.randn(shape),), path, dynamo=False, opset_version=17)
+    path.write_bytes(strip_weights(path))
 
 
 @functools.cache

@@ -150,3 +150,24 @@ def test_average_pools_padded_at_their_end_convert(
     path = tmp_path / "pooled.onnx"
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=8), path)
     assert_the_runtimes_agree(path)
+
+
+@pytest.mark.parametrize("rule", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+@pytest.mark.parametrize("op", ["Conv", "MaxPool"])
+@pytest.mark.parametrize(("size", "stride", "dilation"), [(15, 2, 1), (16, 2, 1), (16, 1, 2), (7, 3, 1)])
+def test_padding_by_a_rule_is_what_onnxruntime_makes_of_it(
+    rule: str, op: str, size: int, stride: int, dilation: int, tmp_path: Path
+) -> None:
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    node = helper.make_node(
+        op, ["x", "w"] if op == "Conv" else ["x"], ["y"], "padded",
+        kernel_shape=[3, 3], strides=[stride] * 2, dilations=[dilation] * 2, auto_pad=rule,
+    )  # fmt: skip
+    weight = numpy_helper.from_array(np.random.default_rng(0).random((2, 2, 3, 3), np.float32), "w")
+    values = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, size, size + 1])]
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph([node], "padded", values, [result], [weight] if op == "Conv" else [])
+    path = tmp_path / "padded.onnx"
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 12)], ir_version=8), path)
+    assert_the_runtimes_agree(path)

@@ -11,6 +11,7 @@ GENERATED = (
     "dense",
     "early",
     "grouped",
+    "hybrid",
     "inception",
     "largekernel",
     "mobile",
@@ -18,6 +19,7 @@ GENERATED = (
     "reparam",
     "shuffle",
     "transformer",
+    "varied",
     "windowed",
 )
 """Families of random networks; none holds a published one."""

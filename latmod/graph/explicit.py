@@ -1,21 +1,22 @@
-"""Make explicit what a converter would have to work out: shapes, constants, weights."""
+"""Make explicit what a converter would have to work out: shapes, constants, weights, padding."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from latmod.graph.loading import has_data, keep_nodes, load
 from latmod.graph.shapes import without_shape_arithmetic
 from latmod.graph.slots import filled
 
 _CONSTANT = frozenset({"ConstantOfShape", "Cast"})
+_PADDED = frozenset({"AveragePool", "Conv", "LpPool", "MaxPool"})
 _COPIES = frozenset({"Identity", "Dropout"})
 
 
 def explicit_model(path: Path, weights: Iterable[tuple[str, np.ndarray]]) -> ModelProto:
-    """Return the model with weights put in, all shapes inferred and shape arithmetic done.
+    """Return the model with weights put in, all shapes inferred, shape arithmetic done, and padding in numbers.
 
     Constants, and what ConstantOfShape and Cast make of them, become initialisers; copies of tensors are dropped, and
     inputs that are left out too: onnx2torch takes weights and bounds only as initialisers, fails where a copy shares
@@ -23,6 +24,7 @@ def explicit_model(path: Path, weights: Iterable[tuple[str, np.ndarray]]) -> Mod
     """
     model = without_shape_arithmetic(load(path).model)
     _inline_constants(model)
+    _spell_padding(model)
     return filled(model, weights)
 
 
@@ -55,6 +57,33 @@ def _inline_constants(model: ModelProto) -> None:
             continue
         kept.append(node)
     keep_nodes(model, kept)
+
+
+def _spell_padding(model: ModelProto) -> None:
+    """Put numbers in the place of SAME_UPPER, SAME_LOWER and VALID, as the ONNX standard defines them for Conv."""
+    values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
+    shapes |= {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        said = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        rule = said.get("auto_pad", b"NOTSET").decode()
+        sizes = shapes.get(node.input[0], [])[2:] if node.input else []
+        if rule == "NOTSET" or node.op_type not in _PADDED or not all(sizes):
+            continue
+        kernel = said.get("kernel_shape") or shapes[node.input[1]][2:]
+        ones = [1] * len(sizes)
+        before, after = [], []
+        for size, width, stride, dilation in zip(
+            sizes, kernel, said.get("strides", ones), said.get("dilations", ones), strict=True
+        ):
+            missing = (-(-size // stride) - 1) * stride + (width - 1) * dilation + 1 - size
+            total = 0 if rule == "VALID" else max(missing, 0)
+            less, more = total // 2, total - total // 2
+            before.append(less if rule == "SAME_UPPER" else more)
+            after.append(more if rule == "SAME_UPPER" else less)
+        kept = [one for one in node.attribute if one.name not in ("auto_pad", "pads")]
+        del node.attribute[:]
+        node.attribute.extend([*kept, helper.make_attribute("pads", before + after)])
 
 
 def _evaluate(node: NodeProto, inputs: list[TensorProto]) -> TensorProto:

@@ -107,6 +107,11 @@ class _Layout:
                 work.rewire(before, [turned.inputs[0], *before.inputs[1:]])
                 work.redirect(before, last)
                 work.remove(turned)
+                earlier = work.producers.get(before.inputs[0])
+                if earlier is not None and earlier.op == "Reshape" and work.only_reader(earlier.out) is before:
+                    before.sources += earlier.sources
+                    work.rewire(before, [earlier.inputs[0], *before.inputs[1:]])
+                    work.remove(earlier)
                 reorder.sources += turned.sources
                 work.rewire(reorder, [last])
             else:
@@ -290,6 +295,9 @@ class _Layout:
         if transform != "asymmetric" and (nearest or transform not in ("align_corners", "half_pixel")):
             return
         if nearest and step.attributes.get("nearest_mode", "round_prefer_floor") != "floor":
+            return
+        # A Resize of opset 11 and later that is given sizes instead of scales stays as it is.
+        if len(step.inputs) > 2 and not (step.inputs[2] and self.work.shape(step.inputs[2]) == (4,)):
             return
         value.plain_uses -= 1
         self.work.rewire(step, [value.name])
