@@ -147,7 +147,7 @@ class NormedLinear(nn.Module):
 
 
 class RowBlock(nn.Module):
-    """A mixer along the tokens and one along the channels, each with a shortcut; norms before, or in the linear layers."""
+    """A mixer along the tokens and one along the channels, with shortcuts; norms before, or in the linear layers."""
 
     def __init__(self, channels: int, mixer: nn.Module, mlp: nn.Module, *, normed: bool) -> None:
         """Keep the number of channels."""
@@ -186,7 +186,7 @@ class ClassAttention(nn.Module):
 
 
 class Hybrid(nn.Module):
-    """A stem of convolutions, stages of row blocks with a convolution between, one token or the mean, a linear layer."""
+    """A stem of convolutions, stages of row blocks with a convolution between, a token or the mean, a linear layer."""
 
     def __init__(self, stem: nn.Module, stages: list[nn.Sequential], downs: list[nn.Module], tail: nn.Module, last: int,
                  classes: int) -> None:  # fmt: skip

@@ -1,4 +1,4 @@
-"""Convolutional networks of blocks that few networks have: other norms, gates, activations, and ways to put maps together.
+"""Convolutional networks of blocks that few others have: norms, gates, activations, ways to put maps together.
 
 What they have in common is that their operators are rare: maps that are resized, sums over branches, norms over groups,
 slices of a part of the channels, padding by a Pad.

@@ -7,7 +7,6 @@ import pytest
 from engine_told import expected_and_told
 from exports import export_module
 
-
 torch = pytest.importorskip("torch")
 
 
