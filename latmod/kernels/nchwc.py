@@ -296,8 +296,8 @@ class _Layout:
             return
         if nearest and step.attributes.get("nearest_mode", "round_prefer_floor") != "floor":
             return
-        # A Resize of opset 11 and later that is given sizes instead of scales stays as it is.
-        if len(step.inputs) > 2 and not (step.inputs[2] and self.work.shape(step.inputs[2]) == (4,)):
+        # One that interpolates and is given sizes instead of scales, as from opset 11 on, stays as it is.
+        if not nearest and len(step.inputs) > 2 and self.work.shape(step.inputs[2]) != (4,):
             return
         value.plain_uses -= 1
         self.work.rewire(step, [value.name])

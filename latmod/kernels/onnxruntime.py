@@ -27,9 +27,11 @@ def optimise(graph: Graph, *, block: int) -> Rewriter:
     _layer_norm(work)
     matmul_add(work)
     _join_reshapes(work)
+    _split(work, "Slice")
     move_transposes(work)
     _join_reshapes(work)
-    _split(work)
+    _split(work, "Gather")
+    _split(work, "Slice")
     transposed_products(work)
     gemm_activation(work)
     _conv_activation(work)
@@ -198,15 +200,20 @@ def _join_reshapes(work: Rewriter) -> None:
             work.remove(before)
 
 
-def _split(work: Rewriter) -> None:
-    """GatherSliceToSplitFusion: positions, or slices, that together read a whole axis are one Split."""
+def _split(work: Rewriter, op: str) -> None:
+    """GatherSliceToSplitFusion: positions, or slices, that together read a whole axis are one Split.
+
+    Transposes meet slices as a Split already, positions one by one (as told of cait_xxs24 and of torch.export's files).
+    """
     for name in list(work.readers):
         readers = work.uses(name)
         if len(readers) < 2 or name in work.static or name in work.results or not work.shape(name):
             continue
-        if all(step.op == "Gather" and work.shape(step.inputs[1]) == () for step in readers):
+        if any(step.op != op for step in readers):
+            continue
+        if op == "Gather" and all(work.shape(step.inputs[1]) == () for step in readers):
             _split_positions(work, name, readers)
-        elif all(step.op == "Slice" for step in readers):
+        elif op == "Slice":
             _split_slices(work, name, readers)
 
 
