@@ -156,7 +156,7 @@ def class_of(kind: str) -> str:
     group = GROUPS[group_of(kind)]
     if group != "other":
         return "products" if group == "product" else "convolutions"
-    op = kind.partition(" ")[0].rpartition("::")[2]
+    op = kind.partition(" ")[0].partition("/")[0].rpartition("::")[2]
     if op in _MOVEMENTS:
         return "movements"
     return "reductions" if any(part in op for part in _REDUCTIONS) else "element-wise"

@@ -134,7 +134,7 @@ def _settle_card(folder: DatasetFolder, card: Card) -> Card:
         longer = msgspec.structs.replace(found.protocol, rounds=card.protocol.rounds)
         found = msgspec.structs.replace(found, protocol=longer, nominal=None)
     if len(found.models) < len(card.models) and all(model in card.models for model in found.models):
-        found = msgspec.structs.replace(found, models=card.models, nominal=None)
+        found = msgspec.structs.replace(found, models=card.models, spaces=card.spaces, nominal=None)
     if not {*card.runtimes} <= {*found.runtimes}:
         found = msgspec.structs.replace(
             found,

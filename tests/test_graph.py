@@ -204,6 +204,24 @@ def test_shapes_that_hang_on_shape_arithmetic(tmp_path):
     assert "y" not in graph.static
 
 
+def test_padding_that_is_computed_and_clipped(tmp_path):
+    """As exporters write TensorFlow's own way to pad, where the side is not told to them as a number."""
+    nodes = [
+        helper.make_node("Clip", ["wanted", "least"], ["clipped"]),
+        helper.make_node("Cast", ["clipped"], ["whole"], to=TensorProto.INT64),
+        helper.make_node("Concat", ["noughts", "whole"], ["pads"], axis=0),
+        helper.make_node("Pad", ["x", "pads"], ["y"]),
+    ]
+    given = [
+        numpy_helper.from_array(np.array([-1.0, 3.0], np.float32), "wanted"),
+        numpy_helper.from_array(np.float32(0), "least"),
+        numpy_helper.from_array(np.zeros(2, np.int64), "noughts"),
+    ]
+    path = tmp_path / "p.onnx"
+    path.write_bytes(build(nodes, given, inputs={"x": [2, 7]}, outputs={"y": None}))
+    assert read_graph(path).outputs[0].shape == (2, 10)
+
+
 def test_stale_intermediate_shapes_are_inferred_again(tmp_path):
     model = onnx.load_model_from_string(
         build(

@@ -32,6 +32,11 @@ def test_weights_are_he_normal(op: str, shape: tuple[int, ...], fan_in: int) -> 
     assert abs(values.mean()) < 0.01
 
 
+def test_a_weight_that_is_normalised_is_a_weight() -> None:
+    values = made(slot((256, 128, 3, 3), "BatchNormalization", 0))
+    assert values.std() == pytest.approx((2 / 1152) ** 0.5, rel=0.02)
+
+
 def test_batch_norms_are_near_identity_with_a_gain_of_one_half() -> None:
     scale, bias, mean, variance = (made(slot((512,), "BatchNormalization", position)) for position in (1, 2, 3, 4))
     assert scale.mean() == pytest.approx(0.5, abs=0.01)

@@ -36,7 +36,8 @@ class Pooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mix."""
         y = self.norm(x)
-        return x + self.scale * (self.pool(y) - y)
+        output: Tensor = x + self.scale * (self.pool(y) - y)
+        return output
 
 
 class Selective(nn.Module):
@@ -69,13 +70,14 @@ class Selective(nn.Module):
 
 
 class Resized(nn.Module):
-    """Convolve at half the size, and bring the result back to it."""
+    """Look at a smaller map, and bring what comes of it back to the size of the input."""
 
-    def __init__(self, channels: int, mode: str) -> None:
-        """Keep the number of channels; `mode` is torch's."""
+    def __init__(self, channels: int, mode: str, *, pooled: bool) -> None:
+        """Keep the number of channels; `mode` is torch's; the map is pooled to a third, or convolved to half."""
         super().__init__()
         self.mode = mode
-        self.down, self.out = ConvUnit(channels, channels, 3, stride=2), ConvUnit(channels, channels, 1, act="none")
+        self.down = nn.AvgPool2d(3, 3, ceil_mode=True) if pooled else ConvUnit(channels, channels, 3, stride=2)
+        self.out = ConvUnit(channels, channels, 1, act="none")
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the branch."""
@@ -212,14 +214,14 @@ def _block(draw: Choices, channels: int) -> nn.Module:
     act = draw.pick(tuple(_ACTIVATIONS))
     kind = draw.pick(
         ("pooling", "selective", "resized", "mixed", "ghost", "channels", "places", "branched", "dilated"),
-        (1.0, 1.2, 1.6, 1.2, 1.0, 1.0, 0.8, 1.0, 1.2),
+        (1.0, 1.2, 2.4, 1.2, 1.0, 1.0, 0.8, 1.0, 1.2),
     )
     groups = draw.pick([number for number in (1, 4, 8) if channels % number == 0])
-    mode = draw.pick(("nearest", "bilinear", "bicubic"), (0.45, 0.45, 0.1))
+    mode = draw.pick(("nearest", "bilinear", "bicubic"), (0.4, 0.4, 0.2))
     made: dict[str, Callable[[], nn.Module]] = {
         "pooling": lambda: Pooling(channels, groups),
         "selective": lambda: Selective(channels, act, stacked=draw.chance(0.5)),
-        "resized": lambda: Resized(channels, mode),
+        "resized": lambda: Resized(channels, mode, pooled=draw.chance(0.5)),
         "mixed": lambda: Mixed(channels, draw.pick((2, 3, 4)), act),
         "ghost": lambda: Ghost(channels),
         "channels": lambda: ChannelGate(channels, draw.pick((3, 5))),

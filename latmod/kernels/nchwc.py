@@ -290,14 +290,11 @@ class _Layout:
         nearest = step.attributes.get("mode", "nearest") == "nearest"
         transform = step.attributes.get("coordinate_transformation_mode", "half_pixel")
         whole = len(before) == 4 and all(b and a % b == 0 for a, b in zip(after, before, strict=False))
-        if value is None or not whole or before[:2] != after[:2]:
+        if value is None or not whole or before[:2] != after[:2] or step.attributes.get("mode") == "cubic":
             return
         if transform != "asymmetric" and (nearest or transform not in ("align_corners", "half_pixel")):
             return
         if nearest and step.attributes.get("nearest_mode", "round_prefer_floor") != "floor":
-            return
-        # One that interpolates and is given sizes instead of scales, as from opset 11 on, stays as it is.
-        if not nearest and len(step.inputs) > 2 and self.work.shape(step.inputs[2]) != (4,):
             return
         value.plain_uses -= 1
         self.work.rewire(step, [value.name])

@@ -191,7 +191,7 @@ def _layer_norm(work: Rewriter) -> None:
 
 def _join_reshapes(work: Rewriter) -> None:
     """ReshapeFusion: of two that follow each other one is enough."""
-    for step in work.live("Reshape", "Unsqueeze"):
+    for step in work.live("Reshape", "Squeeze", "Unsqueeze"):
         before = work.producers.get(step.inputs[0])
         if before is not None and before.op == "Reshape" and work.only_reader(before.out) is step:
             step.op = "Reshape"

@@ -75,6 +75,19 @@ class Cut(torch.nn.Module):
         return self.conv(x)[:, :32].relu()[:, :, 2:].sigmoid()
 
 
+class Enlarged(torch.nn.Module):
+    """Maps made larger, by a factor or to a size: some stay in the layout of the convolutions."""
+
+    def __init__(self, mode: str, *, sized: bool) -> None:
+        super().__init__()
+        self.before, self.after = torch.nn.Conv2d(3, 32, 3, padding=1), torch.nn.Conv2d(32, 32, 3)
+        self.options = {"size": (32, 32)} if sized else {"scale_factor": 2.0}
+        self.options |= {"mode": mode} | ({} if mode == "nearest" else {"align_corners": False})
+
+    def forward(self, x: "torch.Tensor") -> "torch.Tensor":
+        return self.after(torch.nn.functional.interpolate(self.before(x), **self.options))
+
+
 FORMS = {
     "attention": (Attention, (1, 49, 64)),
     "normed attention": (lambda: Attention(normed=True), (1, 49, 64)),
@@ -82,6 +95,10 @@ FORMS = {
     "rows and images": (RowsAndImages, (1, 196, 32)),
     "padded": (Padded, (1, 3, 64, 64)),
     "cut": (Cut, (1, 3, 32, 32)),
+    "enlarged to a size": (lambda: Enlarged("nearest", sized=True), (1, 3, 16, 16)),
+    "enlarged by a factor": (lambda: Enlarged("nearest", sized=False), (1, 3, 16, 16)),
+    "interpolated to a size": (lambda: Enlarged("bilinear", sized=True), (1, 3, 16, 16)),
+    "interpolated by a factor": (lambda: Enlarged("bilinear", sized=False), (1, 3, 16, 16)),
 }
 
 
@@ -95,5 +112,5 @@ def test_the_engine_runs_what_the_rules_expect(form: str, tmp_path: Path) -> Non
     theirs: Counter[str] = Counter()
     for one in told:
         theirs[one.op.rpartition("::")[2]] += one.count
-    for op in ("Pad", "Slice", "Transpose", "Softmax", "Split", "Conv", "ReorderInput"):
+    for op in ("Pad", "Slice", "Transpose", "Softmax", "Split", "Conv", "ReorderInput", "Resize", "Upsample"):
         assert ours[op] == theirs[op], (op, ours, theirs)
