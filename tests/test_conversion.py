@@ -152,22 +152,34 @@ def test_average_pools_padded_at_their_end_convert(
     assert_the_runtimes_agree(path)
 
 
-@pytest.mark.parametrize("rule", ["SAME_UPPER", "SAME_LOWER", "VALID"])
-@pytest.mark.parametrize("op", ["Conv", "MaxPool"])
-@pytest.mark.parametrize(("size", "stride", "dilation"), [(15, 2, 1), (16, 2, 1), (16, 1, 2), (7, 3, 1)])
-def test_padding_by_a_rule_is_what_onnxruntime_makes_of_it(
-    rule: str, op: str, size: int, stride: int, dilation: int, tmp_path: Path
-) -> None:
+def padded_graph(op: str, size: int, path: Path, **attributes: object) -> Path:
     from onnx import TensorProto, helper, numpy_helper, save
 
     node = helper.make_node(
-        op, ["x", "w"] if op == "Conv" else ["x"], ["y"], "padded",
-        kernel_shape=[3, 3], strides=[stride] * 2, dilations=[dilation] * 2, auto_pad=rule,
+        op, ["x", "w"] if op == "Conv" else ["x"], ["y"], "padded", kernel_shape=[3, 3], **attributes
     )  # fmt: skip
     weight = numpy_helper.from_array(np.random.default_rng(0).random((2, 2, 3, 3), np.float32), "w")
     values = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, size, size + 1])]
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     graph = helper.make_graph([node], "padded", values, [result], [weight] if op == "Conv" else [])
-    path = tmp_path / "padded.onnx"
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 12)], ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize("rule", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+@pytest.mark.parametrize("op", ["Conv", "MaxPool"])
+@pytest.mark.parametrize(("size", "stride"), [(15, 2), (16, 2), (16, 1), (7, 3)])
+def test_padding_by_a_rule_is_what_onnxruntime_makes_of_it(
+    rule: str, op: str, size: int, stride: int, tmp_path: Path
+) -> None:
+    path = padded_graph(op, size, tmp_path / "padded.onnx", strides=[stride] * 2, auto_pad=rule)
     assert_the_runtimes_agree(path)
+
+
+def test_padding_by_a_rule_counts_dilation(tmp_path: Path) -> None:
+    """onnxruntime refuses the two together, so the same padding in numbers is what to compare with."""
+    ruled = padded_graph("Conv", 16, tmp_path / "ruled.onnx", dilations=[2, 2], auto_pad="SAME_UPPER")
+    plain = padded_graph("Conv", 16, tmp_path / "plain.onnx", dilations=[2, 2], pads=[2, 2, 2, 2])
+    image = torch.rand(1, 2, 16, 17)
+    with torch.no_grad():
+        torch.testing.assert_close(convert_graph(ruled, 0)(image), convert_graph(plain, 0)(image))
