@@ -320,12 +320,11 @@ def quiet_probe_ns(burst: Measurement, level_ns: int) -> int:
 def disturbed_pairs(measurements: Iterable[Measurement]) -> dict[tuple[str, str], int]:
     """Return the (model, runtime) pairs of which no sample was taken on quiet cores, with the number of a new round."""
     done = list(measurements)
-    known = quiet_levels(done)
-    levels = {runtime: known.level(runtime) for runtime in {m.runtime for m in done}}
+    levels = quiet_levels(done)
     return {
         pair: max(rounds) + 1
         for pair, rounds in final_bursts(done).items()
-        if not undisturbed_minima(rounds.values(), levels[pair[1]])[1]
+        if not undisturbed_minima(rounds.values(), levels.level(pair[1]))[1]
     }
 
 
@@ -335,9 +334,8 @@ def nominal_reference(measurements: list[Measurement]) -> Reference:
     Over all bursts where none did.
     """
     done = [m for m in measurements if m.status == "ok"]
-    known = quiet_levels(done)
-    levels = {runtime: known.level(runtime) for runtime in {m.runtime for m in done}}
-    probes = {index: probe for index, m in enumerate(done) if (probe := quiet_probe_ns(m, levels[m.runtime]))}
+    levels = quiet_levels(done)
+    probes = {index: probe for index, m in enumerate(done) if (probe := quiet_probe_ns(m, levels.level(m.runtime)))}
     quiet = [done[index] for index in probes] or done
     references = [part for m in quiet for part in (m.before, m.after) if part is not None]
     if not references:

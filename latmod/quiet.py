@@ -101,17 +101,21 @@ class QuietLevels:
     def __init__(self) -> None:
         """Know nothing yet."""
         self._fastest_ns: dict[str, list[int]] = {}
+        self._levels_ns: dict[str, int] = {}
 
     def add(self, runtime: str, probes_ns: Sequence[int]) -> None:
         """Take in the probes of one burst; none says nothing."""
         if probes_ns:
             self._fastest_ns.setdefault(runtime, []).append(min(probes_ns))
+            self._levels_ns.clear()
 
     def level(self, runtime: str) -> int:
         """Return the level in ns, that of all runtimes where this one has none; 0 where nobody looked."""
-        own = quiet_level(self._fastest_ns.get(runtime, ()))
-        shared = quiet_level([probe for each in self._fastest_ns.values() for probe in each])
-        return own if own and is_quiet(own, shared) else shared
+        if runtime not in self._levels_ns:
+            own = quiet_level(self._fastest_ns.get(runtime, ()))
+            shared = quiet_level([probe for each in self._fastest_ns.values() for probe in each])
+            self._levels_ns[runtime] = own if own and is_quiet(own, shared) else shared
+        return self._levels_ns[runtime]
 
 
 class SharedCores:

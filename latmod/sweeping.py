@@ -101,7 +101,6 @@ def run_sweep(
     asked = tuple(card.runtimes)
     with folder.writing() as log:
         card = _settle_card(folder, card)
-        known = len(folder.read_measurements())
         _export_all(folder, card, log, notify, timeout_seconds)
         with ExitStack() as stack:
             workers = {
@@ -114,7 +113,7 @@ def run_sweep(
             }
             card = _measure_all(folder, card, log, workers, notify, repeats)
         measurements = folder.read_measurements()
-        if (card.nominal is None or len(measurements) > known) and any(m.status == "ok" for m in measurements):
+        if card.nominal is None and any(m.status == "ok" for m in measurements):
             card = msgspec.structs.replace(card, nominal=nominal_reference(measurements))
             folder.write_card(card)
     return summarise(card, measurements)
@@ -275,6 +274,8 @@ class _Run:
         for measurement, settings in settled_burst(self._folder, self.card, one, self._workers[one.runtime], level_ns):
             self._log.append(measurement)
             self.measurements.append(measurement)
+            # The nominal state is a median over all bursts: with one more it is another.
+            self.card = msgspec.structs.replace(self.card, nominal=None)
             self._levels.add(one.runtime, measurement.probes_ns)
             if settings and one.runtime not in self.card.settings:
                 self.card = msgspec.structs.replace(self.card, settings={**self.card.settings, one.runtime: settings})

@@ -129,12 +129,13 @@ class Rewriter:
         into.outputs = [written]
         self.producers[written] = into
 
-    def redirect(self, step: Step, out: str) -> None:
-        """Let a step write its first output under another name."""
-        if self.producers.get(step.out) is step:
-            del self.producers[step.out]
-        step.outputs = [out, *step.outputs[1:]]
-        self.producers[out] = step
+    def redirect(self, step: Step, *outs: str) -> None:
+        """Let a step write its first outputs under other names."""
+        for old, new in zip(step.outputs, outs, strict=False):
+            if self.producers.get(old) is step:
+                del self.producers[old]
+            self.producers[new] = step
+        step.outputs = [*outs, *step.outputs[len(outs) :]]
 
     def bypass(self, step: Step, source: str = "") -> None:
         """Drop a step; the readers of its output read its input, or `source`, instead."""

@@ -42,15 +42,16 @@ def order_of_dims(transpose: Attributed, rank: int) -> tuple[int, ...]:
 
 
 def _transpose_after(
-    work: Rewriter, step: Step, inputs: list[str], shape: tuple[int, ...], perm: tuple[int, ...]
+    work: Rewriter, step: Step, inputs: list[str], shapes: Sequence[tuple[int, ...]], perm: tuple[int, ...]
 ) -> None:
-    """Let a step read other inputs, which makes its output of another shape, and transpose that to what it was."""
-    result = step.out
-    plain = work.declare(f"{result}:plain", result, shape)
+    """Let a step read other inputs, which makes its outputs of other shapes, and transpose these to what they were."""
+    results = step.outputs[: len(shapes)]
+    plain = [work.declare(f"{name}:plain", name, shape) for name, shape in zip(results, shapes, strict=True)]
     work.rewire(step, inputs)
-    work.redirect(step, plain)
-    after = work.insert("Transpose", plain, result, step, after=True)
-    after.attributes = {"perm": perm}
+    work.redirect(step, *plain)
+    for source, result in zip(reversed(plain), reversed(results), strict=True):
+        after = work.insert("Transpose", source, result, step, after=True)
+        after.attributes = {"perm": perm}
 
 
 def _drop_unread(work: Rewriter, step: Step) -> None:
@@ -90,7 +91,7 @@ def _push_through_gathers(work: Rewriter) -> bool:
         rest = [dim for position, dim in enumerate(perm) if position != axis]
         shape = tuple(size for dim, size in enumerate(work.shape(source)) if dim != moved)
         step.attributes = {"axis": moved}
-        _transpose_after(work, step, [source, step.inputs[1]], shape, tuple(dim - (dim > moved) for dim in rest))
+        _transpose_after(work, step, [source, step.inputs[1]], [shape], tuple(dim - (dim > moved) for dim in rest))
         _drop_unread(work, before)
         changed = True
     return changed
@@ -135,22 +136,10 @@ def _push_through_splits(work: Rewriter) -> bool:
             continue
         perm = permutation(work, before)
         axis = step.integer("axis", 0) % len(perm)
-        back = tuple(perm.index(dim) for dim in range(len(perm)))
-        parts = []
-        for result in step.outputs:
-            shape = work.shape(result)
-            part = work.declare(f"{result}:plain", result, tuple(shape[dim] for dim in back))
-            parts.append(part)
-        results = list(step.outputs)
-        work.rewire(step, [before.inputs[0], *step.inputs[1:]])
-        for result, part in zip(results, parts, strict=True):
-            del work.producers[result]
-            work.producers[part] = step
-        step.outputs = parts
+        back = [perm.index(dim) for dim in range(len(perm))]
+        shapes = [tuple(work.shape(name)[dim] for dim in back) for name in step.outputs]
         step.attributes = {**step.attributes, "axis": perm[axis]}
-        for result, part in zip(reversed(results), reversed(parts), strict=True):
-            after = work.insert("Transpose", part, result, step, after=True)
-            after.attributes = {"perm": perm}
+        _transpose_after(work, step, [before.inputs[0], *step.inputs[1:]], shapes, perm)
         _drop_unread(work, before)
         changed = True
     return changed
@@ -173,7 +162,7 @@ def _push_through_squeezes(work: Rewriter) -> bool:
             work,
             step,
             [before.inputs[0], *step.inputs[1:]],
-            tuple(source[dim] for dim in left),
+            [tuple(source[dim] for dim in left)],
             tuple(left.index(perm[dim]) for dim in kept),
         )
         _drop_unread(work, before)
@@ -198,7 +187,7 @@ def _push_through_softmaxes(work: Rewriter) -> bool:
             continue
         perm = permutation(work, before)
         step.attributes = {**step.attributes, "axis": perm[step.integer("axis", -1) % len(perm)]}
-        _transpose_after(work, step, [before.inputs[0]], work.shape(before.inputs[0]), perm)
+        _transpose_after(work, step, [before.inputs[0]], [work.shape(before.inputs[0])], perm)
         _drop_unread(work, before)
         changed = True
     return changed
@@ -216,7 +205,7 @@ def _push_through_reductions(work: Rewriter) -> bool:
         if len(reduced) != len(source):
             continue
         shape = tuple(reduced[perm.index(dim)] for dim in range(len(source)))
-        _transpose_after(work, step, [before.inputs[0], *step.inputs[1:]], shape, perm)
+        _transpose_after(work, step, [before.inputs[0], *step.inputs[1:]], [shape], perm)
         _drop_unread(work, before)
         changed = True
     return changed
@@ -235,7 +224,7 @@ def _push_through_sums(work: Rewriter) -> bool:
         sources = [one.inputs[0] for one in pair]
         if work.shape(sources[0]) != work.shape(sources[1]):
             continue
-        _transpose_after(work, step, sources, work.shape(sources[0]), permutation(work, pair[0]))
+        _transpose_after(work, step, sources, [work.shape(sources[0])], permutation(work, pair[0]))
         for one in pair:
             _drop_unread(work, one)
         changed = True
@@ -246,15 +235,13 @@ def _push_through_unsqueezes(work: Rewriter) -> bool:
     """Reshape first and transpose what comes of it, where the reshape only adds a first dim of 1."""
     changed = False
     for step in work.live("Reshape", "Unsqueeze"):
-        before = work.producers.get(step.inputs[0])
-        if before is None or before.op != "Transpose" or step.out in work.results:
-            continue
-        if work.only_reader(before.out) is not step or work.shape(step.out) != (1, *work.shape(before.out)):
+        before = _pushable(work, step)
+        if before is None or work.shape(step.out) != (1, *work.shape(before.out)):
             continue
         source = before.inputs[0]
         shape = work.shape(source)
         perm = (1, *(dim + (dim > 0) for dim in permutation(work, before)))
-        _transpose_after(work, step, [source, *step.inputs[1:]], (shape[0], 1, *shape[1:]), perm)
+        _transpose_after(work, step, [source, *step.inputs[1:]], [(shape[0], 1, *shape[1:])], perm)
         _drop_unread(work, before)
         changed = True
     return changed
