@@ -27,16 +27,23 @@ def export_spec(family: Family, spec: msgspec.Struct, path: Path) -> None:
 
     with torch.device("meta" if family.on_meta else "cpu"):
         module = family.build(spec)
-    export_model(module, family.input_shape(spec), path, trace_shape=family.trace_shape(spec))
+    shape, trace_shape = family.input_shape(spec), family.trace_shape(spec)
+    export_model(module, shape, path, trace_shape=trace_shape, input_type=family.input_type)
 
 
 def export_model(
-    module: "nn.Module", input_shape: tuple[int, ...], path: Path, *, trace_shape: tuple[int, ...] | None = None
+    module: "nn.Module",
+    input_shape: tuple[int, ...],
+    path: Path,
+    *,
+    trace_shape: tuple[int, ...] | None = None,
+    input_type: str = "float32",
 ) -> None:
     """Write the weight-free graph of a module with one input and one output; the module's parameters are used up.
 
     Batch norms are not folded; initialisers are named as in the state dict, nodes and values after their modules. The
-    module may be on the meta device. `trace_shape` is a cheaper input shape that gives the same graph.
+    module may be on the meta device. `trace_shape` is a cheaper input shape that gives the same graph;
+    `input_type` is torch's name of a type.
     """
     import torch
 
@@ -45,7 +52,7 @@ def export_model(
     properties = {"exporter": "torch.onnx", "exporter_version": str(torch.__version__), "opset": str(OPSET)}
     partial = path.with_name(f"{path.name}.partial")
     try:
-        _trace(module, trace_shape or input_shape, partial)
+        _trace(module, trace_shape or input_shape, input_type, partial)
         partial.write_bytes(tidy_export(partial.read_bytes(), input_shape, leaves, properties))
         partial.write_bytes(strip_weights(partial))
         partial.replace(path)
@@ -53,7 +60,7 @@ def export_model(
         partial.unlink(missing_ok=True)
 
 
-def _trace(module: "nn.Module", shape: tuple[int, ...], path: Path) -> None:
+def _trace(module: "nn.Module", shape: tuple[int, ...], dtype: str, path: Path) -> None:
     """Write what torch's tracing exporter makes of the module, its weights as further inputs.
 
     As parameters, weights would be compared with one another and copied into each node's shape inference: 12 of 15
@@ -74,7 +81,7 @@ def _trace(module: "nn.Module", shape: tuple[int, ...], path: Path) -> None:
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 wrapped,
-                (torch.zeros(shape), *weights.values()),
+                (torch.zeros(shape, dtype=getattr(torch, dtype)), *weights.values()),
                 str(path),
                 dynamo=False,
                 opset_version=OPSET,

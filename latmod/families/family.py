@@ -28,6 +28,8 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 class Family(SpecFamily, Protocol):
     """Describe and build one kind of model. Every method raises SpecError for the spec of another family.
 
+    The model's one input holds values of `input_type`: `float32`, or `int64` where it takes token ids.
+
     Runtime torch times the module itself where a family is `native`, else what becomes of the exported graph. The
     models of a `published` family are there to test on, and nothing is fitted to them. A module is built `on_meta`,
     torch's device without memory, unless it computes constants of its own while it is built.
@@ -36,6 +38,7 @@ class Family(SpecFamily, Protocol):
     native: bool
     published: bool
     on_meta: bool
+    input_type: str
 
     def build(self, spec: msgspec.Struct) -> "nn.Module":
         """Build the module on torch's current default device (`meta` costs no memory), with torch's default weights."""

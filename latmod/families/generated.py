@@ -20,14 +20,14 @@ class GeneratedSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Describe one random network.
 
     `width` is the number of channels that the first stage has, or about so; `depth` is the number of blocks; `side`
-    the input's height and width in pixels. `variant` seeds all other choices: kernel sizes, groups, expansions,
-    activations, the depth of each stage, the forms that exporters write.
+    the input's height and width in pixels, or the number of its tokens. `variant` seeds all other choices: kernel
+    sizes, groups, expansions, activations, the depth of each stage, the forms that exporters write.
     """
 
     variant: Annotated[int, Meta(ge=0)]
     width: Annotated[int, Meta(ge=4, le=1024)]
     depth: Annotated[int, Meta(ge=1, le=64)]
-    side: Annotated[int, Meta(ge=32, le=1024)] = 224
+    side: Annotated[int, Meta(ge=16, le=1024)] = 224
     batch: Positive = 1
     classes: Positive = 1000
 
@@ -39,6 +39,7 @@ class GeneratedFamily:
     native = False
     published = False
     on_meta = True
+    input_type = "float32"
 
     def __init__(self, name: str) -> None:
         """Name the family and so its module."""
@@ -63,7 +64,7 @@ class GeneratedFamily:
         """Count MACs, parameters and memory by running the module on torch's meta device, which computes nothing."""
         from latmod.families.tracing import trace_estimate
 
-        return trace_estimate(self.build, self._own(spec), self.input_shape(spec))
+        return trace_estimate(self.build, self._own(spec), self.input_shape(spec), self.input_type)
 
     def input_shape(self, spec: msgspec.Struct) -> tuple[int, ...]:
         """Return batch x 3 x side x side."""
@@ -82,3 +83,14 @@ class GeneratedFamily:
         if not isinstance(spec, GeneratedSpec):
             raise SpecError(f"family {self.name}: {type(spec).__name__} is the spec of another family")
         return spec
+
+
+class TokenFamily(GeneratedFamily):
+    """A family of random networks over token ids."""
+
+    input_type = "int64"
+
+    def input_shape(self, spec: msgspec.Struct) -> tuple[int, ...]:
+        """Return batch x side."""
+        own = self._own(spec)
+        return own.batch, own.side

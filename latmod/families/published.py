@@ -31,6 +31,7 @@ class Torchvision:
     native = False
     published = True
     on_meta = False
+    input_type = "float32"
 
     def model_id(self, spec: msgspec.Struct) -> str:
         """Name a model after the network, its side and batch only where unusual."""
@@ -84,6 +85,7 @@ class Light:
     native = False
     published = True
     on_meta = True
+    input_type = "float32"
 
     def model_id(self, spec: msgspec.Struct) -> str:
         """Name a model after the file."""
@@ -95,12 +97,12 @@ class Light:
 
     def estimate(self, spec: msgspec.Struct) -> Estimate:
         """Count from the graph."""
-        from latmod.cost import cost
+        from latmod.cost import cost, parameters
         from latmod.graph import read_graph
 
         graph = read_graph(self.source(spec))
         costs = [cost(node, graph) for node in graph.nodes]
-        params = sum(one.params for one in costs)
+        params = parameters(graph)
         largest = max(one.bytes_activations for one in costs)
         return Estimate(
             macs=sum(one.macs for one in costs),

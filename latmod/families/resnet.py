@@ -79,6 +79,7 @@ class ResNet:
     native = True
     published = False
     on_meta = True
+    input_type = "float32"
 
     def model_id(self, spec: msgspec.Struct) -> str:
         """Name a model after its spec, such as `resnet-basic-2.2.2.2-w64`; fields at their defaults are left out."""

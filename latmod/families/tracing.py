@@ -12,7 +12,9 @@ from latmod.families.family import FLOAT_BYTES, MEMORY_FACTOR, Estimate
 S = TypeVar("S")
 
 
-def trace_estimate(build: Callable[[S], nn.Module], spec: S, shape: tuple[int, ...]) -> Estimate:
+def trace_estimate(
+    build: Callable[[S], nn.Module], spec: S, shape: tuple[int, ...], dtype: str = "float32"
+) -> Estimate:
     """Return MACs (torch's own FLOP counter, halved), parameters, and an upper bound of memory in bytes.
 
     What must be held is the weights and the activations on both sides of the largest operator, and as much again for
@@ -28,7 +30,7 @@ def trace_estimate(build: Callable[[S], nn.Module], spec: S, shape: tuple[int, .
 
         hooks = [part.register_forward_hook(note) for part in module.modules() if not any(part.children())]
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            module(torch.zeros(shape))
+            module(torch.zeros(shape, dtype=getattr(torch, dtype)))
         for hook in hooks:
             hook.remove()
     params = sum(parameter.numel() for parameter in module.parameters())

@@ -1,5 +1,6 @@
 """Turn what torch's exporter wrote, with weights as further inputs, into the graph that latmod keeps."""
 
+import keyword
 import re
 from collections.abc import Mapping
 
@@ -81,7 +82,8 @@ def _module_name(node: NodeProto, leaves: frozenset[str]) -> str:
     """Turn `/module/layer1/layer1.0/conv1/Conv` into `layer1.0.conv1`; keep the operator where no leaf ran it.
 
     The exporter repeats a container's own name before the position of a child, and numbers the later calls of a module.
-    A network that has no modules is a leaf itself, whose name is empty: no name for a value.
+    A network that has no modules is a leaf itself, whose name is empty: no name for a value. `not` and `and` get a `_`:
+    torch writes Python with these names.
     """
     *scopes, operator = node.name.removeprefix("/module/").removeprefix("/").split("/")
     path: list[str] = []
@@ -93,4 +95,5 @@ def _module_name(node: NodeProto, leaves: frozenset[str]) -> str:
     first_call = re.sub(r"_\d+$", "", name)
     if path and (name in leaves or first_call in leaves):
         return name if name in leaves else first_call
-    return ".".join((*path, operator.lower()))
+    word = operator.lower()
+    return ".".join((*path, f"{word}_" if keyword.iskeyword(word) else word))
