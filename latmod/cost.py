@@ -118,6 +118,26 @@ def cost(node: Node, graph: Graph) -> Cost:
     )
 
 
+def parameters(graph: Graph) -> int:
+    """Count the learnt elements of a graph; weights that several nodes read, as tied embeddings are, count once."""
+    counted: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.op in VIEWS or all(name in graph.static for name in node.outputs if name):
+            continue
+        for index, name in enumerate(node.inputs):
+            if name in graph.static:
+                source = _stored(name, graph)
+                counted[source] = max(counted.get(source, 0), _params(node, index, graph))
+    return sum(counted.values())
+
+
+def _stored(name: str, graph: Graph) -> str:
+    """Return what a value is another name of, or another arrangement."""
+    while (node := graph.producer(name)) is not None and (node.op in VIEWS or node.op == "Transpose") and node.inputs:
+        name = node.inputs[0]
+    return name
+
+
 def _nbytes(name: str, graph: Graph) -> int:
     """Count the bytes of a value; where its shape is unknown take the nearest known value that it is computed from."""
     seen: set[str] = set()

@@ -9,7 +9,7 @@ from math import log2, sqrt
 
 import msgspec
 
-from latmod.cost import VIEWS, Cost, cost
+from latmod.cost import VIEWS, Cost, cost, parameters
 from latmod.graph import Graph, Node, Tensor, canonical
 from latmod.residual import ResidualShape, residual_shape
 
@@ -181,6 +181,7 @@ def graph_features(graph: Graph) -> dict[str, float]:
     for node in graph.nodes:
         if node.op not in VIEWS:
             _add_node(totals, node, cost(node, graph), graph, area)
+    totals["params"] = parameters(graph)
     totals["depth"] = _depth(graph)
     features = {name: float(value) for name, value in totals.items()}
     features["side"] = sqrt(area)
@@ -196,7 +197,6 @@ def _add_node(totals: dict[str, int], node: Node, spent: Cost, graph: Graph, are
     kind = _KIND_OF.get(node.op, "other")
     totals["macs"] += spent.macs
     totals["flops"] += spent.flops
-    totals["params"] += spent.params
     totals["weight_bytes"] += spent.bytes_weights
     totals["activation_bytes"] += spent.bytes_activations
     totals["max_activation_bytes"] = max(totals["max_activation_bytes"], spent.bytes_activations)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from latmod.cost import VIEWS, Cost, cost
+from latmod.cost import VIEWS, Cost, cost, parameters
 from latmod.graph import Graph, Tensor, read_graph
 from latmod.residual import NotResidual, ResidualShape, residual_shape
 
@@ -111,7 +111,7 @@ def inspect_graph(graph: Graph) -> Inspection:
         inputs=graph.inputs,
         outputs=graph.outputs,
         nodes=tuple(rows),
-        totals=_row("total", "", "", _sum(costs)),
+        totals=_row("total", "", "", _sum(costs, parameters(graph))),
         unknown_ops=dict(sorted(unknown.items())),
         unknown_share=_unknown_share(costs),
         residual=residual_shape(graph),
@@ -126,13 +126,13 @@ def _row(name: str, op: str, output: str, spent: Cost) -> NodeRow:
     return NodeRow(name=name, op=op, output=output, **msgspec.structs.asdict(spent))
 
 
-def _sum(costs: list[Cost]) -> Cost:
+def _sum(costs: list[Cost], params: int) -> Cost:
     return Cost(
         macs=sum(spent.macs for spent in costs),
         flops=sum(spent.flops for spent in costs),
         bytes_read=sum(spent.bytes_read for spent in costs),
         bytes_weights=sum(spent.bytes_weights for spent in costs),
         bytes_written=sum(spent.bytes_written for spent in costs),
-        params=sum(spent.params for spent in costs),
+        params=params,
         known=all(spent.known for spent in costs),
     )

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, defs, helper, save
 
-from latmod.cost import FORMULAS, VIEWS, Cost, cost
+from latmod.cost import FORMULAS, VIEWS, Cost, cost, parameters
 from latmod.errors import GraphError
 from latmod.graph import Graph, read_graph
+from latmod.inspection import inspect_graph
 
 # Small inputs where the network allows it: the oracle counts what it is given.
 TORCHVISION = {
@@ -219,6 +220,29 @@ def test_slices_read_what_they_write(tmp):
     assert spent.bytes_read == 3 * 8 * 4 + 3 * 8
     assert spent.bytes_weights == 3 * 8 * 4
     assert spent.params == 8000
+
+
+def test_weights_that_several_nodes_read_are_counted_once(tmp):
+    """As those of an embedding that the last layer is tied to, transposed, under another name."""
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["x"]),
+        helper.make_node("Identity", ["table"], ["same"]),
+        helper.make_node("Transpose", ["same"], ["turned"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "turned"], ["logits"]),
+        helper.make_node("MatMul", ["logits", "same"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, [3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [helper.make_tensor("table", TensorProto.FLOAT, [1000, 8], bytes(32000), raw=True)],
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp / "tied.onnx")
+    read = read_graph(tmp / "tied.onnx")
+    assert parameters(read) == 8000
+    assert inspect_graph(read).totals.params == 8000
+    assert sum(cost(node, read).params for node in read.nodes) == 24000
 
 
 def test_operators_without_formula_are_costed_by_bytes(tmp):
