@@ -36,9 +36,12 @@ class Smooth(msgspec.Struct, frozen=True, kw_only=True):
 
     def inputs(self, x: Features) -> Floats:
         """Return what the first layer sees, [N, D - 1 + kinds], of columns [N, D]."""
-        plain, kind = squashed(x[:, :-1]), x[:, -1:].astype(np.float64)
-        scaled = np.clip((plain - self.mean) / self.scale, -_FAR, _FAR)
-        return np.concatenate([scaled, (kind == np.arange(self.kinds)).astype(np.float64)], axis=1)
+        kind = x[:, -1:].astype(np.float64)
+        return np.concatenate([self.scaled(x), (kind == np.arange(self.kinds)).astype(np.float64)], axis=1)
+
+    def scaled(self, x: Features) -> Floats:
+        """Return the part of this that is no category, [N, D - 1]."""
+        return np.asarray(np.clip((squashed(x[:, :-1]) - self.mean) / self.scale, -_FAR, _FAR))
 
     def write(self, out: Writer, x: str) -> str:
         """Add nodes that compute the answers to `x`, float64 [N, D]; return a float64 [N, 1]."""

@@ -11,14 +11,12 @@ kernels alone (for ncnn and tract: against rates alone), MAPE: onnxruntime 3.4 %
 with 3 and 50, the others with 2 and 30).
 """
 
-from itertools import pairwise
-
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from latmod.columns import Features, Floats
-from latmod.smooth import Smooth, centred
+from latmod.smooth import Layer, Smooth, centred
 
 _NETWORKS = 3
 _HIDDEN = 64
@@ -61,28 +59,56 @@ class Lesson(msgspec.Struct, frozen=True, kw_only=True):
     """Of the residual, either way."""
 
 
+class _Parts(msgspec.Struct, frozen=True):
+    """Hold the weights of all networks, or their slopes.
+
+    Those of the first layer, [columns, networks * hidden] and [kinds, networks * hidden], read the same rows, so they
+    are one product; those of the others are [networks, in, out].
+    """
+
+    columns: Weights
+    kinds: Weights
+    bias: Weights
+    second: Weights
+    second_bias: Weights
+    last: Weights
+    last_bias: Weights
+
+    def every(self) -> tuple[Weights, ...]:
+        return msgspec.structs.astuple(self)
+
+    def weights(self) -> tuple[Weights, ...]:
+        return self.columns, self.kinds, self.second, self.last
+
+    def network(self, number: int) -> tuple[Layer, ...]:
+        """Return the layers of one network."""
+        own = slice(number * _HIDDEN, (number + 1) * _HIDDEN)
+        first = np.concatenate([self.columns[:, own], self.kinds[:, own]])
+        return (
+            (first, self.bias[own]),
+            (self.second[number], self.second_bias[number, 0]),
+            (self.last[number], self.last_bias[number, 0]),
+        )
+
+
 def train(lesson: Lesson, seed: int = 0) -> Smooth:
     """Return networks that learnt the lesson."""
     empty = centred(lesson.x, lesson.kinds)
-    inputs = empty.inputs(lesson.x).astype(np.float32)
-    parts = _train(lesson, inputs, np.random.default_rng(seed))
-    networks = tuple(
-        tuple((weights[number], bias[number, 0]) for weights, bias in zip(parts[::2], parts[1::2], strict=True))
-        for number in range(_NETWORKS)
-    )
-    return msgspec.structs.replace(empty, networks=networks)
+    parts = _train(lesson, empty.scaled(lesson.x).astype(np.float32), np.random.default_rng(seed))
+    return msgspec.structs.replace(empty, networks=tuple(map(parts.network, range(_NETWORKS))))
 
 
-def _train(lesson: Lesson, inputs: Weights, rng: np.random.Generator) -> list[Weights]:
-    """Return weights [networks, in, out] and biases [networks, 1, out] of each layer.
+def _train(lesson: Lesson, plain: Weights, rng: np.random.Generator) -> _Parts:
+    """Train on the columns that are no category.
 
     All networks see the same models in the same order, and differ by where they began.
     """
-    parts = _start(inputs.shape[1], rng)
-    first = [np.zeros_like(part) for part in parts]
-    second = [np.zeros_like(part) for part in parts]
+    parts = _start(plain.shape[1], lesson.kinds, rng)
+    first = [np.zeros_like(part) for part in parts.every()]
+    second = [np.zeros_like(part) for part in parts.every()]
+    kinds = lesson.x[:, -1].astype(np.int64)
     count = len(lesson.latency_ns)
-    ends = np.append(lesson.starts[1:], len(inputs))
+    ends = np.append(lesson.starts[1:], len(plain))
     steps = _PASSES * -(-count // _BATCH)
     step = 0
     for _ in range(_PASSES):
@@ -93,10 +119,10 @@ def _train(lesson: Lesson, inputs: Weights, rng: np.random.Generator) -> list[We
             owner = np.repeat(np.arange(len(models)), ends[models] - lesson.starts[models])
             step += 1
             rate = _RATE * 0.5 * (1.0 + np.cos(np.pi * step / steps)) + 1e-5
-            slopes = _slopes(lesson, inputs[rows], parts, models, rows, owner)
-            for part, slope, mean, square in zip(parts, slopes, first, second, strict=True):
+            slopes = _slopes(lesson, plain[rows], kinds[rows], parts, models, rows, owner)
+            for part, slope, mean, square in zip(parts.every(), slopes.every(), first, second, strict=True):
                 _descend(part, slope, mean, square, step, rate)
-            for weights in parts[::2]:
+            for weights in parts.weights():
                 weights *= np.float32(1.0 - rate * _DECAY)
     return parts
 
@@ -109,35 +135,50 @@ def _descend(part: Weights, slope: Weights, mean: Weights, square: Weights, step
     part -= np.float32(rate / (1.0 - _FAST**step)) * mean / size
 
 
-def _start(columns: int, rng: np.random.Generator) -> list[Weights]:
+def _start(columns: int, kinds: int, rng: np.random.Generator) -> _Parts:
     """Return weights and biases of three layers (He normal); the last begins near nothing."""
-    sizes = (columns, _HIDDEN, _HIDDEN, 1)
-    parts: list[Weights] = []
-    for before, after in pairwise(sizes):
-        scale = np.sqrt(2.0 / before) * (0.1 if after == 1 else 1.0)
-        weights = rng.standard_normal((_NETWORKS, before, after)) * scale
-        parts += [weights.astype(np.float32), np.zeros((_NETWORKS, 1, after), np.float32)]
-    return parts
+
+    def drawn(before: int, after: int, share: float = 1.0) -> Weights:
+        made: Weights = rng.standard_normal((_NETWORKS, before, after)).astype(np.float32)
+        made *= np.float32(np.sqrt(2.0 / before) * share)
+        return made
+
+    first = drawn(columns + kinds, _HIDDEN).transpose(1, 0, 2).reshape(columns + kinds, -1)
+    return _Parts(
+        columns=first[:columns].copy(),
+        kinds=first[columns:].copy(),
+        bias=np.zeros(_NETWORKS * _HIDDEN, np.float32),
+        second=drawn(_HIDDEN, _HIDDEN),
+        second_bias=np.zeros((_NETWORKS, 1, _HIDDEN), np.float32),
+        last=drawn(_HIDDEN, 1, share=0.1),
+        last_bias=np.zeros((_NETWORKS, 1, 1), np.float32),
+    )
 
 
-def _rectified(x: Weights, weights: Weights, bias: Weights) -> Weights:
-    out: Weights = x @ weights
-    out += bias
-    return np.maximum(out, 0.0, out=out)
+def _rectified(x: Weights, bias: Weights) -> Weights:
+    """Add the bias and leave what is positive, in place."""
+    x += bias
+    return np.maximum(x, 0.0, out=x)
 
 
 def _slopes(
     lesson: Lesson,
     x: Weights,
-    parts: list[Weights],
+    kinds: NDArray[np.int64],
+    parts: _Parts,
     models: NDArray[np.int64],
     rows: NDArray[np.int64],
     owner: NDArray[np.int64],
-) -> list[Weights]:
+) -> _Parts:
     """Return the gradient of the loss over some models by each part; `owner` says whose each of the `rows` is."""
-    first = _rectified(x, parts[0], parts[1])
-    second = _rectified(first, parts[2], parts[3])
-    own = (second @ parts[4] + parts[5])[:, :, 0].astype(np.float64)
+    from scipy.sparse import csr_array  # type: ignore[import-untyped]
+
+    count = len(x)
+    entered = x @ parts.columns
+    entered += parts.kinds[kinds]
+    first = _rectified(entered, parts.bias).reshape(count, _NETWORKS, _HIDDEN).transpose(1, 0, 2)
+    second = _rectified(first @ parts.second, parts.second_bias)
+    own = (second @ parts.last + parts.last_bias)[:, :, 0].astype(np.float64)
     residual = np.clip(own, -lesson.bound, lesson.bound)
     counts = lesson.counts[rows]
     price = np.exp(residual) * (lesson.physics_ns[rows] * counts)
@@ -149,13 +190,18 @@ def _slopes(
     difference = np.clip(residual[:, known] - target[known], -_FAR_LABEL, _FAR_LABEL)
     slope[:, known] += (_LABELS / counts.sum() * lesson.weights[rows][known]) * difference
     last = slope.astype(np.float32)[:, :, None]
-    middle = last * parts[4].transpose(0, 2, 1)
+    middle = last * parts.last.transpose(0, 2, 1)
     middle *= second > 0.0
-    early = middle @ parts[2].transpose(0, 2, 1)
+    early = middle @ parts.second.transpose(0, 2, 1)
     early *= first > 0.0
-    layers = ((x[None], early), (first, middle), (second, last))
-    return [
-        part
-        for before, after in layers
-        for part in (before.transpose(0, 2, 1) @ after, after.sum(axis=1, keepdims=True))
-    ]
+    early = early.transpose(1, 0, 2).reshape(count, -1)
+    chosen = csr_array((np.ones(count, np.float32), kinds, np.arange(count + 1)), shape=(count, lesson.kinds))
+    return _Parts(
+        columns=x.T @ early,
+        kinds=np.asarray(chosen.T @ early),
+        bias=early.sum(axis=0),
+        second=first.transpose(0, 2, 1) @ middle,
+        second_bias=middle.sum(axis=1, keepdims=True),
+        last=second.transpose(0, 2, 1) @ last,
+        last_bias=last.sum(axis=1, keepdims=True),
+    )
