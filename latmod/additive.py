@@ -148,7 +148,7 @@ def group_of(kind: str) -> int:
         return 1
     if "Conv" in kind and "Pool" not in kind:
         return 0
-    return 2 if "MatMul" in kind or "Gemm" in kind else 3
+    return 2 if any(form in kind for form in ("MatMul", "Gemm", "LSTM", "GRU")) else 3
 
 
 def class_of(kind: str) -> str:

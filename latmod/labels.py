@@ -17,8 +17,8 @@ from latmod.runtimes import kernel_rules
 from latmod.scores import split_half
 from latmod.table import observations
 
-_PACKED = frozenset({"Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
-"""Operators whose second matrix an engine may have packed away: the first one and the result say its shape."""
+_PACKED = frozenset({"Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose", "LSTM", "GRU"})
+"""Operators whose weights an engine may have packed away: the first input and the result say their shapes."""
 
 
 class LabelledModel(msgspec.Struct, frozen=True, kw_only=True):

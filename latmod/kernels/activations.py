@@ -1,8 +1,11 @@
 """Find activations that exporters spell as several operators."""
 
-from math import isclose, sqrt
+from math import isclose, pi, sqrt
 
 from latmod.kernels.rewriting import Rewriter, Step
+
+_CUBIC = 0.044715
+"""Of the approximation by Hendrycks and Gimpel 2016 (arXiv:1606.08415)."""
 
 
 def restore_gelu(work: Rewriter, op: str) -> None:
@@ -21,11 +24,39 @@ def restore_gelu(work: Rewriter, op: str) -> None:
             continue
         if len(last) == 3:
             work.replace(scaled, op, [source], [last[-1].out], erf, *last)
-        elif len(last) == 2:
-            # 0.5 * x stands on its own before the product.
-            half = next((p for name in last[1].inputs if (p := work.producers.get(name)) not in (None, plus)), None)
-            if half is not None and half.op == "Mul" and other_than_scalar(work, half, 0.5) == source:
-                work.replace(scaled, op, [source], [last[-1].out], erf, *last, half)
+        elif len(last) == 2 and (half := _half(work, last[1], source)) is not None:
+            work.replace(scaled, op, [source], [last[-1].out], erf, *last, half)
+
+
+def restore_tanh_gelu(work: Rewriter, op: str) -> None:
+    """Put one operator in the place of (x * 0.5) * (1 + Tanh((x + x^3 * 0.044715) * sqrt(2 / pi))), with a Pow."""
+    for tanh in work.live("Tanh"):
+        scaled, plus = work.producers.get(tanh.inputs[0]), work.only_reader(tanh.out)
+        total = _factor_of(work, scaled, sqrt(2.0 / pi))
+        product = work.only_reader(plus.out) if plus is not None and plus.op == "Add" else None
+        if scaled is None or plus is None or total is None or product is None or product.op != "Mul":
+            continue
+        for part in [work.producers.get(name) for name in total.inputs]:
+            cube = _factor_of(work, part, _CUBIC)
+            source = other_than_scalar(work, cube, 3.0) if cube is not None and cube.op == "Pow" else None
+            half = _half(work, product, source) if source in total.inputs else None
+            if cube is not None and part is not None and source is not None and half is not None:
+                work.replace(cube, op, [source], [product.out], part, total, scaled, tanh, plus, product, half)
+                break
+
+
+def _half(work: Rewriter, product: Step, source: str | None) -> Step | None:
+    """Return the step that makes 0.5 * x for a product."""
+    parts = [work.producers.get(name) for name in product.inputs]
+    halves = [one for one in parts if one is not None and one.op == "Mul"]
+    return next((one for one in halves if other_than_scalar(work, one, 0.5) == source), None)
+
+
+def _factor_of(work: Rewriter, step: Step | None, factor: float) -> Step | None:
+    """Return the step whose result another multiplies by a number."""
+    if step is None or step.op != "Mul":
+        return None
+    return work.producers.get(other_than_scalar(work, step, factor) or "")
 
 
 def other_than_scalar(work: Rewriter, step: Step, wanted: float) -> str | None:

@@ -5,7 +5,7 @@ from math import prod
 
 import msgspec
 
-from latmod.cost import FORMULAS, VIEWS, Operands
+from latmod.cost import FORMULAS, PARTIAL_READS, VIEWS, Operands
 from latmod.errors import GraphError
 from latmod.graph import Attribute, Node, Tensor, canonical_op
 from latmod.kernels.nchwc import DOMAIN
@@ -160,10 +160,13 @@ def _describe(form: _Form) -> _Described:
     static = [one is not None and one.static for one in form.inputs]
     fixed = [tensor for tensor, still in zip(inputs, static, strict=True) if tensor is not None and still]
     active = [tensor for tensor, still in zip(inputs, static, strict=True) if tensor is not None and not still]
-    free = node.op in _FREE
+    free = node.op in _FREE and "copies" not in node.attributes
     numbers["bytes_in"] = 0.0 if free else float(sum(tensor.nbytes for tensor in active))
     numbers["bytes_out"] = 0.0 if free else float(sum(tensor.nbytes for tensor in outputs))
     numbers["bytes_weights"] = 0.0 if free else float(sum(tensor.nbytes for tensor in fixed))
+    if node.op in PARTIAL_READS and static[0]:
+        # Of a table, such as an embedding of tokens, only the rows that are asked for are read.
+        numbers["bytes_weights"] = min(numbers["bytes_weights"], numbers["bytes_out"])
     numbers["numel_out"] = float(sum(tensor.numel for tensor in outputs))
     numbers["operands"], numbers["outputs"] = float(len(active)), float(len(outputs))
     shape = active[0].shape if active else ()
@@ -172,7 +175,7 @@ def _describe(form: _Form) -> _Described:
     macs, steps = (0, int(numbers["numel_out"])) if _UNKNOWN in form.inputs else _work(node, inputs, outputs)
     numbers["macs"], numbers["steps"] = float(macs), float(steps)
     numbers["padded_macs"] = float(macs)
-    kind = _KINDS.get(node.op, node.op)
+    kind = "CopyingReshape" if "copies" in node.attributes else _KINDS.get(node.op, node.op)
     if node.op in _CONVOLUTIONS and len(inputs) > 1 and inputs[0] and inputs[1] and len(outputs) == 1:
         kind = _convolution(numbers, node, inputs[0].shape, inputs[1].shape, outputs[0].shape)
     elif node.op in _PRODUCTS and len(inputs) > 1 and inputs[0] and inputs[1] and outputs:

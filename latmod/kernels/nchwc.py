@@ -101,32 +101,10 @@ class _Layout:
                 reorder.sources += before.sources
                 work.rewire(reorder, [before.inputs[0]])
                 work.remove(before)
-            elif before is not None and (turned := self._rows_turned(before, step)) is not None:
-                # An image made of rows, channels last: the rows are reshaped as they are, and the reorder turns them.
-                last = work.declare(f"{name}:last", name, (shape[0], *shape[2:], shape[1]))
-                work.rewire(before, [turned.inputs[0], *before.inputs[1:]])
-                work.redirect(before, last)
-                work.remove(turned)
-                earlier = work.producers.get(before.inputs[0])
-                if earlier is not None and earlier.op == "Reshape" and work.only_reader(earlier.out) is before:
-                    before.sources += earlier.sources
-                    work.rewire(before, [earlier.inputs[0], *before.inputs[1:]])
-                    work.remove(earlier)
-                reorder.sources += turned.sources
-                work.rewire(reorder, [last])
             else:
                 work.rewire(reorder, [name])
             self.reordered[name] = target
         return self.reordered[name]
-
-    def _rows_turned(self, reshape: Step, step: Step) -> Step | None:
-        """Return the Transpose that brings rows of channels to channels of rows, of which a Reshape makes an image."""
-        work = self.work
-        before = work.producers.get(reshape.inputs[0]) if reshape.op == "Reshape" else None
-        if before is None or before.op != "Transpose" or before.attributes.get("perm") != (0, 2, 1):
-            return None
-        alone = work.only_reader(before.out) is reshape and work.only_reader(reshape.out) is step
-        return before if alone and work.shape(reshape.out)[:2] == work.shape(before.out)[:2] else None
 
     def _conv(self, step: Step) -> None:
         work, block = self.work, self.block

@@ -4,8 +4,9 @@ The rules follow `graph_transformer_utils.cc` of onnxruntime 1.20 to 1.32 in its
 it stands for. The tests hold them against what onnxruntime's own profile tells.
 """
 
+from latmod.cost import VIEWS
 from latmod.graph import Graph
-from latmod.kernels.activations import restore_gelu
+from latmod.kernels.activations import restore_gelu, restore_tanh_gelu
 from latmod.kernels.nchwc import block_layout
 from latmod.kernels.products import MS, gemm_activation, matmul_add, scaled_products, transposed_products
 from latmod.kernels.rewriting import Rewriter, Step
@@ -24,14 +25,15 @@ def optimise(graph: Graph, *, block: int) -> Rewriter:
     _fold_into_convolutions(work)
     _drop_noops(work)
     restore_gelu(work, f"{MS}Gelu")
+    restore_tanh_gelu(work, f"{MS}FastGelu")
     _layer_norm(work)
+    _simplified_layer_norm(work)
     matmul_add(work)
     _join_reshapes(work)
     _split(work, "Slice")
     move_transposes(work)
     _join_reshapes(work)
-    _split(work, "Gather")
-    _split(work, "Slice")
+    _split(work, "Gather", "Slice")
     transposed_products(work)
     gemm_activation(work)
     _conv_activation(work)
@@ -45,6 +47,10 @@ def optimise(graph: Graph, *, block: int) -> Rewriter:
     _conv_add_activation(work)
     for step in work.live("Conv", f"{MS}FusedConv"):
         step.attributes["unfolded"] = 1
+    for step in work.live(*VIEWS):
+        if step.out in work.results:
+            # What a network returns has memory of its own.
+            step.attributes = {**step.attributes, "copies": 1}
     return work
 
 
@@ -58,14 +64,17 @@ def _decompose(work: Rewriter) -> None:
 
 
 def _fold_into_convolutions(work: Rewriter) -> None:
-    """ConvBNFusion, ConvMulFusion, ConvAddFusion: what follows a convolution, per channel, goes into its weights."""
-    for step in work.live("Conv"):
+    """ConvBNFusion, ConvMulFusion, ConvAddFusion: what follows a convolution, per channel, goes into its weights.
+
+    Of a transposed one, the batch norm alone.
+    """
+    for step in work.live("Conv", "ConvTranspose"):
         if not _is_static(work, step.inputs[1:]):
             continue
         while (after := work.only_reader(step.out)) is not None and _is_per_channel(work, step, after):
             work.absorb(step, after)
             if len(step.inputs) < 3 or not step.inputs[2]:
-                filters = work.shape(step.inputs[1])[:1]
+                filters = work.shape(step.out)[1:2]
                 bias = work.declare(f"{step.out}:bias", step.inputs[1], filters, static=True)
                 work.rewire(step, [*step.inputs[:2], bias])
 
@@ -73,7 +82,7 @@ def _fold_into_convolutions(work: Rewriter) -> None:
 def _is_per_channel(work: Rewriter, conv: Step, after: Step) -> bool:
     if after.op == "BatchNormalization":
         return after.inputs[0] == conv.out and len([name for name in after.outputs if name]) == 1
-    if after.op not in ("Mul", "Add") or len(after.inputs) != 2:
+    if conv.op != "Conv" or after.op not in ("Mul", "Add") or len(after.inputs) != 2:
         return False
     other = after.inputs[1] if after.inputs[0] == conv.out else after.inputs[0]
     if other not in work.static:
@@ -90,7 +99,7 @@ def _drop_noops(work: Rewriter) -> None:
     for step in work.live():
         if step.out in work.results:
             continue
-        if step.op in ("Expand", "Slice", "Pad") and _same_shape(work, step) and _takes_all(work, step):
+        if step.op in ("Expand", "Slice") and _same_shape(work, step) and _takes_all(work, step):
             work.bypass(step)
         elif step.op == "Transpose":
             rank = len(work.shape(step.inputs[0]))
@@ -112,26 +121,29 @@ def _same_shape(work: Rewriter, step: Step) -> bool:
 def _takes_all(work: Rewriter, step: Step) -> bool:
     """Tell whether a step of the same shape before and after is seen to change nothing.
 
-    A Slice that ends at the largest number there is; where it names the dim's size, it stays and copies. A Pad of
-    noughts: one that takes away what it adds elsewhere is none.
+    A Slice that ends at the largest number there is; where it names the dim's size, it stays and copies.
     """
-    if step.op == "Slice":
-        ends = work.graph.constants.get(step.inputs[2], ()) if len(step.inputs) > 2 else step.ints("ends", ())
-        return all(end >= _ENDLESS for end in ends)
-    return step.op != "Pad" or not any(_pads(work, step))
+    if step.op != "Slice":
+        return True
+    ends = work.graph.constants.get(step.inputs[2], ()) if len(step.inputs) > 2 else step.ints("ends", ())
+    return all(end >= _ENDLESS for end in ends)
 
 
 def _fuse_pads(work: Rewriter) -> None:
-    """PadFusion: a Pad of noughts around an image is done by the convolution or the pool that follows it."""
+    """PadFusion: a Pad of noughts around an image is done by the convolution or the pool that follows it.
+
+    By an average pool if it counts padding.
+    """
     for step in work.live("Pad"):
         after = work.only_reader(step.out)
-        if after is None or after.op not in ("Conv", "MaxPool") or after.inputs[0] != step.out:
+        if after is None or after.op not in ("Conv", "MaxPool", "AveragePool") or after.inputs[0] != step.out:
             continue
         pads, rank = _pads(work, step), len(work.shape(step.inputs[0]))
         # A value that is left out by an empty name is no constant to onnxruntime.
         value = work.scalar(step.inputs[2]) if len(step.inputs) > 2 else step.attributes.get("value", 0.0)
         explicit = after.attributes.get("auto_pad", "NOTSET") == "NOTSET"
         plain = step.attributes.get("mode", "constant") == "constant" and value == 0.0 and len(step.inputs) <= 3
+        plain = plain and (after.op != "AveragePool" or after.integer("count_include_pad", 0) == 1)
         if not (explicit and plain and len(pads) == 2 * rank) or min(pads) < 0:
             continue
         if any((*pads[:2], *pads[rank : rank + 2])):
@@ -189,6 +201,31 @@ def _layer_norm(work: Rewriter) -> None:
         work.replace(mean, "LayerNormalization", inputs, [parts[-1].out], *parts)
 
 
+def _simplified_layer_norm(work: Rewriter) -> None:
+    """SimplifiedLayerNormFusion: square, mean, add epsilon, root, divide by it, and scale (RMSNorm)."""
+    for root in work.live("Sqrt"):
+        plus = work.producers.get(root.inputs[0])
+        mean = next((p for name in plus.inputs if (p := work.producers.get(name))), None) if plus else None
+        square = work.producers.get(mean.inputs[0]) if mean is not None else None
+        divide = work.only_reader(root.out)
+        if plus is None or mean is None or square is None or divide is None:
+            continue
+        if (plus.op, mean.op, square.op, divide.op) != ("Add", "ReduceMean", "Pow", "Div"):
+            continue
+        source, parts = square.inputs[0], [mean, plus, root, divide]
+        if divide.inputs[0] != source:
+            # One over the root, and a product with it.
+            product = work.only_reader(divide.out)
+            if product is None or product.op != "Mul" or source not in product.inputs:
+                continue
+            parts.append(product)
+        scale = work.only_reader(parts[-1].out)
+        fixed = [name for name in scale.inputs if name in work.static] if scale is not None else []
+        if scale is not None and scale.op == "Mul" and fixed:
+            parts.append(scale)
+            work.replace(square, "SimplifiedLayerNormalization", [source, fixed[0]], [scale.out], *parts)
+
+
 def _join_reshapes(work: Rewriter) -> None:
     """ReshapeFusion: of two that follow each other one is enough."""
     for step in work.live("Reshape", "Squeeze", "Unsqueeze"):
@@ -200,58 +237,61 @@ def _join_reshapes(work: Rewriter) -> None:
             work.remove(before)
 
 
-def _split(work: Rewriter, op: str) -> None:
-    """GatherSliceToSplitFusion: positions, or slices, that together read a whole axis are one Split.
+def _split(work: Rewriter, *ops: str) -> None:
+    """GatherSliceToSplitFusion: positions and slices that together read a whole axis are one Split.
 
-    Transposes meet slices as a Split already, positions one by one (as told of cait_xxs24 and of torch.export's files).
+    Others may read it as well (rotary embeddings), but it is no output of another Split. Transposes meet slices as a
+    Split already, positions one by one (as told of cait_xxs24 and of torch.export's files).
     """
     for name in list(work.readers):
-        readers = work.uses(name)
-        if len(readers) < 2 or name in work.static or name in work.results or not work.shape(name):
+        readers = [step for step in work.uses(name) if step.op in ("Gather", "Slice") and step.inputs[0] == name]
+        before, shape = work.producers.get(name), work.shape(name)
+        if len(readers) < 2 or not shape or name in work.static or (before is not None and len(before.outputs) > 1):
             continue
-        if any(step.op != op for step in readers):
-            continue
-        if op == "Gather" and all(work.shape(step.inputs[1]) == () for step in readers):
-            _split_positions(work, name, readers)
-        elif op == "Slice":
-            _split_slices(work, name, readers)
+        if all(step.op in ops for step in readers):
+            _split_along(work, name, readers)
 
 
-def _split_positions(work: Rewriter, name: str, readers: list[Step]) -> None:
+def _split_along(work: Rewriter, name: str, readers: list[Step]) -> None:
+    """Put a Split in the place of steps that cut a value, where nothing is left over and nothing read twice."""
     shape = work.shape(name)
-    axes = {step.integer("axis", 0) % len(shape) for step in readers}
-    indices = sorted(int(work.scalar(step.inputs[1]) or 0) % max(1, shape[min(axes)]) for step in readers)
-    axis = min(axes)
-    if len(axes) > 1 or indices != list(range(shape[axis])):
+    cuts = sorted(((cut, step) for step in readers if (cut := _cut(work, step))), key=lambda one: one[0][:2])
+    axis, end = (cuts[0][0][0] if cuts else 0), 0
+    for (own, start, size), _ in cuts:
+        if own != axis or start != end:
+            return
+        end += size
+    if len(cuts) < len(readers) or end != shape[axis]:
         return
-    kept = (*shape[:axis], 1, *shape[axis + 1 :])
-    parts = [work.declare(f"{step.out}:part", name, kept) for step in readers]
-    gone = list(readers)
+    gone = [step for _, step in cuts]
     results = [step.out for step in gone]
+    squeezed = [step.op == "Gather" and work.shape(step.inputs[1]) == () for step in gone]
+    kept = (*shape[:axis], 1, *shape[axis + 1 :])
+    parts = [
+        work.declare(f"{out}:part", name, kept) if alone else out for out, alone in zip(results, squeezed, strict=True)
+    ]
     made = work.replace(gone[0], "Split", [name], parts, *gone[1:])
     made.attributes = {"axis": axis}
     for part, result in zip(parts, results, strict=True):
-        work.insert("Squeeze", part, result, made, after=True)
+        if part != result:
+            work.insert("Squeeze", part, result, made, after=True)
 
 
-def _split_slices(work: Rewriter, name: str, readers: list[Step]) -> None:
-    shape = work.shape(name)
-    cut = {dim for step in readers for dim, size in enumerate(work.shape(step.out)) if size != shape[dim]}
-    steps = [work.graph.constants.get(step.inputs[4], ()) if len(step.inputs) > 4 else (1,) for step in readers]
-    if len(cut) != 1 or any(set(one) != {1} for one in steps):
-        return
-    axis = next(iter(cut))
-    gone = sorted(readers, key=lambda step: _start(work, step))
-    if sum(work.shape(step.out)[axis] for step in gone) != shape[axis]:
-        return
-    made = work.replace(gone[0], "Split", [name], [step.out for step in gone], *gone[1:])
-    made.attributes = {"axis": axis}
-
-
-def _start(work: Rewriter, step: Step) -> int:
-    """Give where a Slice begins; one from the end counts last."""
-    starts = work.graph.constants.get(step.inputs[1], (0,)) if len(step.inputs) > 1 else (0,)
-    return int(starts[0]) if starts and starts[0] >= 0 else 2**31
+def _cut(work: Rewriter, step: Step) -> tuple[int, int, int] | None:
+    """Return the axis that a Gather of one position or a Slice cuts, where it begins, and how much it takes."""
+    shape = work.shape(step.inputs[0])
+    if step.op == "Gather":
+        position, axis = work.scalar(step.inputs[1]), step.integer("axis", 0) % len(shape)
+        return None if position is None else (axis, int(position) % max(1, shape[axis]), 1)
+    cut = [dim for dim, size in enumerate(work.shape(step.out)) if size != shape[dim]]
+    steps = work.graph.constants.get(step.inputs[4], ()) if len(step.inputs) > 4 else (1,)
+    starts = work.graph.constants.get(step.inputs[1], ()) if len(step.inputs) > 1 else step.ints("starts", ())
+    # What is computed from a shape is no constant yet when this is asked (told of efficientvit_b1).
+    computed = [node.op for name in step.inputs[1:3] if (node := work.graph.producer(name)) is not None]
+    if len(cut) != 1 or len(starts) != 1 or set(steps) != {1} or set(computed) - {"Constant"}:
+        return None
+    start = max(int(starts[0]) + (shape[cut[0]] if starts[0] < 0 else 0), 0)
+    return cut[0], start, work.shape(step.out)[cut[0]]
 
 
 def _conv_activation(work: Rewriter) -> None:

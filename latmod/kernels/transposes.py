@@ -1,11 +1,13 @@
 """How onnxruntime moves transposes towards the outputs until they meet and cancel (its transpose optimizer), in part.
 
-Pushed are transposes through a Gather of one position, through a Reshape that only puts a dim of 1 first, through
-reductions that keep their dims, and through sums whose inputs all carry the same one; through a Split, a Squeeze or a
-Softmax where another transpose follows that they may meet. Those that follow each other become one.
+Pushed are transposes through a Gather of one position, through a Reshape that puts a dim of 1 first or parts dims (so
+rows become an image), through reductions that keep their dims, and through sums whose inputs all carry the same one;
+through a Split, a Squeeze, a Softmax or a product with a number where another transpose follows that they may meet.
+Those that follow each other become one.
 """
 
 from collections.abc import Sequence
+from math import prod
 
 from latmod.graph import Attributed
 from latmod.kernels.rewriting import Rewriter, Step
@@ -26,7 +28,9 @@ def move_transposes(work: Rewriter) -> None:
         changed |= _push_through_softmaxes(work)
         changed |= _push_through_reductions(work)
         changed |= _push_through_sums(work)
+        changed |= _push_through_factors(work)
         changed |= _push_through_unsqueezes(work)
+        changed |= _push_through_partings(work)
         if not changed:
             return
 
@@ -231,6 +235,22 @@ def _push_through_sums(work: Rewriter) -> bool:
     return changed
 
 
+def _push_through_factors(work: Rewriter) -> bool:
+    """Combine with a single number first and transpose what comes of it."""
+    changed = False
+    for step in work.live(*_BINARY):
+        before = _pushable(work, step)
+        if before is None or len(step.inputs) != 2 or not _meets_transpose(work, step):
+            continue
+        if work.scalar(step.inputs[1]) is None or len(work.shape(step.inputs[1])) > 1:
+            continue
+        source = before.inputs[0]
+        _transpose_after(work, step, [source, step.inputs[1]], [work.shape(source)], permutation(work, before))
+        _drop_unread(work, before)
+        changed = True
+    return changed
+
+
 def _push_through_unsqueezes(work: Rewriter) -> bool:
     """Reshape first and transpose what comes of it, where the reshape only adds a first dim of 1."""
     changed = False
@@ -245,3 +265,37 @@ def _push_through_unsqueezes(work: Rewriter) -> bool:
         _drop_unread(work, before)
         changed = True
     return changed
+
+
+def _push_through_partings(work: Rewriter) -> bool:
+    """Reshape first and transpose what comes of it, where the reshape parts dims into several: rows become an image."""
+    changed = False
+    for step in work.live("Reshape"):
+        before = _pushable(work, step)
+        parts = _parted_dims(work.shape(before.out), work.shape(step.out)) if before is not None else None
+        if before is None or parts is None:
+            continue
+        perm = permutation(work, before)
+        order = [perm.index(dim) for dim in range(len(perm))]
+        shape = tuple(work.shape(step.out)[dim] for own in order for dim in parts[own])
+        placed = [dim for own in order for dim in parts[own]]
+        back = tuple(placed.index(dim) for dim in range(len(placed)))
+        _transpose_after(work, step, [before.inputs[0], *step.inputs[1:]], [shape], back)
+        _drop_unread(work, before)
+        changed = True
+    return changed
+
+
+def _parted_dims(before: tuple[int, ...], after: tuple[int, ...]) -> list[list[int]] | None:
+    """Return the dims that each dim is parted into, None where some are joined or nothing is parted."""
+    found: list[list[int]] = []
+    place = 0
+    for size in before:
+        own = [place]
+        while prod(after[place : own[-1] + 1]) < size and own[-1] + 1 < len(after):
+            own.append(own[-1] + 1)
+        if prod(after[place : own[-1] + 1]) != size or (len(own) > 1 and any(after[dim] == 1 for dim in own)):
+            return None
+        found.append(own)
+        place = own[-1] + 1
+    return found if place == len(after) > len(before) else None
