@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -158,6 +159,31 @@ def test_dynamic_shape_names_the_input_and_the_option(tmp_path):
     assert "'z'" in refusal(path, shapes={"z": (4, 3)})
     assert "2 dims" in refusal(path, shapes={"x": (4, 3, 2)})
     assert "at least 1" in refusal(path, shapes={"x": (0, 3)})
+
+
+def test_free_dims_are_set_by_their_names_in_every_input(tmp_path):
+    """As in what Hugging Face exports: three inputs of (batch, sequence)."""
+    inputs = {"ids": ["batch", "sequence"], "mask": ["batch", "sequence"]}
+    path = save(tmp_path / "named.onnx", [helper.make_node("Add", ["ids", "mask"], ["y"])], inputs=inputs)
+    message = refusal(path)
+    assert "'ids'" in message
+    assert "'mask'" in message
+    options = re.findall(r"--shape (\w+)=(\d+)", message)
+    assert [name for name, _ in options] == ["batch", "sequence"]
+    told = {name: (int(size),) for name, size in options}
+    assert read_graph(path, shapes=told).outputs[0].shape == (1, 128)
+    assert read_graph(path, shapes=told | {"ids": (1, 128)}).outputs[0].shape == (1, 128)
+    assert "'mask'" in refusal(path, shapes={"ids": (1, 64)})
+    assert "free dims: batch, sequence" in refusal(path, shapes={"length": (1,)})
+    assert "one number" in refusal(path, shapes={"batch": (1, 128)})
+    assert "one number" in refusal(path, shapes={"batch": (0,)})
+
+
+def test_what_is_proposed_for_a_free_shape_keeps_what_is_known(tmp_path):
+    node = [helper.make_node("Relu", ["x"], ["y"])]
+    for dims, proposed in ((["n", 1, None, 40], "1x1x224x40"), ([None, None], "1x128")):
+        path = save(tmp_path / "kept.onnx", node, inputs={"x": dims})
+        assert f"--shape x={proposed}" in refusal(path)
 
 
 def test_data_dependent_shape_names_the_node(tmp_path):

@@ -78,7 +78,11 @@ memory_option = click.option(
     help="Bound of memory per model (default: 60 % of the machine's).",
 )
 shape_option = click.option(
-    "--shape", "shapes", multiple=True, metavar="NAME=1x3x224x224", help="Shape of an input with free dims."
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="NAME=1x3x224x224",
+    help="Shape of an input with free dims, or the size of a free dim by its name: --shape batch=1.",
 )
 
 

@@ -1,11 +1,11 @@
 """Set the dims of a model's inputs and infer those of every other value."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import ModelProto, TypeProto, ValueInfoProto, shape_inference
+from onnx import ModelProto, TensorShapeProto, TypeProto, ValueInfoProto, shape_inference
 
 from latmod.errors import GraphError
 from latmod.graph.folding import Array, fold_shape_arithmetic
@@ -22,24 +22,47 @@ Typed = dict[str, tuple[int, tuple[int, ...]]]
 
 
 def set_shapes(model: ModelProto, shapes: Shapes) -> bool:
-    """Set the dims of inputs by name, forget the shapes that hung on them, and tell whether that changed anything."""
+    """Set the dims of inputs by name, forget the shapes that hung on them, and tell whether that changed anything.
+
+    A name is an input's, or that of a free dim, which is then set wherever it stands.
+    """
     fed = fed_inputs(model)
-    unknown = sorted(set(shapes) - {value.name for value in fed})
+    names = {value.name for value in fed}
+    free = _free_dims(fed)
+    unknown = sorted(set(shapes) - names - free.keys())
     if unknown:
-        names = ", ".join(value.name for value in fed)
-        raise GraphError(f"no input is named {unknown[0]!r} for --shape; the inputs are: {names}")
+        dims = f"; the free dims: {', '.join(free)}" if free else ""
+        listed = ", ".join(value.name for value in fed)
+        raise GraphError(f"no input is named {unknown[0]!r} for --shape; the inputs are: {listed}{dims}")
     changed = any([_set_shape(value, shapes[value.name]) for value in fed if value.name in shapes])
+    for name in sorted(shapes.keys() & free.keys() - names):
+        if len(shapes[name]) != 1 or shapes[name][0] < 1:
+            told = "x".join(map(str, shapes[name]))
+            raise GraphError(f"--shape {name}: a dim takes one number of at least 1, not {told}")
+        for dim in free[name]:
+            if not dim.dim_value:
+                dim.dim_value = shapes[name][0]
+                changed = True
     if changed:
         _forget_shapes(model)
     return changed
+
+
+def _free_dims(values: Sequence[ValueInfoProto]) -> dict[str, list[TensorShapeProto.Dimension]]:
+    """Return the dims that have a name instead of a number, by that name."""
+    found: dict[str, list[TensorShapeProto.Dimension]] = {}
+    for value in values:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                found.setdefault(dim.dim_param, []).append(dim)
+    return found
 
 
 def read_inputs(path: Path) -> tuple[Tensor, ...]:
     """Read the inputs alone, without inferring any shape. Raises GraphError where one has no static shape."""
     values = fed_inputs(load(Path(path)).model)
     try:
-        for value in values:
-            _check_input(value)
+        _check_inputs(values)
     except GraphError as error:
         raise GraphError(f"{path}: {one_line(error)}") from None
     return tuple(
@@ -63,8 +86,7 @@ class Inferred(msgspec.Struct, frozen=True, kw_only=True):
 def inferred(model: ModelProto, nodes: tuple[Node, ...], shapes: Shapes) -> Inferred:
     """Set the dims of the inputs of a model with these nodes, infer those of every other value. Raises GraphError."""
     changed = set_shapes(model, shapes)
-    for value in fed_inputs(model):
-        _check_input(value)
+    _check_inputs(fed_inputs(model))
     written = check_order(nodes, _given(model))
     try:
         return _infer_all(model, nodes, written)
@@ -136,16 +158,40 @@ def _set_shape(value: ValueInfoProto, dims: tuple[int, ...]) -> bool:
     return before != dims
 
 
-def _check_input(value: ValueInfoProto) -> None:
-    kind = value.type.WhichOneof("value")
-    if kind != "tensor_type":
-        raise GraphError(f"input {value.name!r} is a {kind or 'value without a type'}: only tensors are supported")
-    if static_shape(value.type) is None:
-        dims = ",".join(dim.dim_param or str(dim.dim_value or "?") for dim in value.type.tensor_type.shape.dim)
-        raise GraphError(
-            f"input {value.name!r} has no static shape ({dims or 'unknown rank'}); "
-            f"set it with --shape {value.name}=1x3x224x224"
-        )
+def _check_inputs(values: Sequence[ValueInfoProto]) -> None:
+    """Raise GraphError where inputs are no tensors, or have no static shapes: all of these at once."""
+    for value in values:
+        kind = value.type.WhichOneof("value")
+        if kind != "tensor_type":
+            raise GraphError(f"input {value.name!r} is a {kind or 'value without a type'}: only tensors are supported")
+    free = [value for value in values if static_shape(value.type) is None]
+    if free:
+        told = ", ".join(f"{value.name!r} ({_dims(value) or 'unknown rank'})" for value in free)
+        inputs = "inputs have" if len(free) > 1 else "an input has"
+        raise GraphError(f"{inputs} no static shape: {told}; for example, say {_example(free)}")
+
+
+def _dims(value: ValueInfoProto) -> str:
+    return ",".join(dim.dim_param or str(dim.dim_value or "?") for dim in value.type.tensor_type.shape.dim)
+
+
+def _example(free: Sequence[ValueInfoProto]) -> str:
+    """Return options that would do: by dims where each has a name and several inputs share them, else by inputs."""
+    named = _free_dims(free)
+    alone = all(dim.dim_param or dim.dim_value for value in free for dim in value.type.tensor_type.shape.dim)
+    if len(free) > 1 and named and alone:
+        firsts = {value.type.tensor_type.shape.dim[0].dim_param for value in free if _dims(value)}
+        return " ".join(f"--shape {name}={1 if name in firsts else 128}" for name in named)
+    return " ".join(f"--shape {value.name}={_likely(value)}" for value in free)
+
+
+def _likely(value: ValueInfoProto) -> str:
+    """Return a shape for an input: its own numbers where it has some, one image of 224 x 224 or 128 tokens else."""
+    dims = value.type.tensor_type.shape.dim
+    if not dims:
+        return "1x3x224x224"
+    usual = (1, 3, 224, 224) if len(dims) == 4 else (1, *(128,) * (len(dims) - 1))
+    return "x".join(str(dim.dim_value or likely) for dim, likely in zip(dims, usual, strict=True))
 
 
 def _forget_shapes(model: ModelProto) -> None:
