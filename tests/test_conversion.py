@@ -1,16 +1,18 @@
 """What becomes of exporters' ways of writing when a graph is turned into a torch module."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper, save
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx2torch")
 from torch import Tensor, nn  # noqa: E402
 
 from latmod.export import export_model  # noqa: E402
-from latmod.graph import read_graph, read_inputs  # noqa: E402
+from latmod.graph import read_graph, read_inputs, strip_weights  # noqa: E402
 from latmod.inputs import random_inputs  # noqa: E402
 from latmod.kernels import kernels  # noqa: E402
 from latmod.runtimes import Model, Settings, find_runtime  # noqa: E402
@@ -183,3 +185,62 @@ def test_padding_by_a_rule_counts_dilation(tmp_path: Path) -> None:
     image = torch.rand(1, 2, 16, 17)
     with torch.no_grad():
         torch.testing.assert_close(convert_graph(ruled, 0)(image), convert_graph(plain, 0)(image))
+
+
+def test_what_later_opsets_write_otherwise_converts(tmp_path: Path) -> None:
+    """Opset 18 moves axes into inputs, splits into unequal parts and pads some dims; torch exports it by default."""
+    nodes = [
+        helper.make_node("ReduceMean", ["x", "last"], ["mean"], keepdims=1),
+        helper.make_node("Sub", ["x", "mean"], ["centred"]),
+        helper.make_node("Split", ["centred"], ["a", "b", "c"], axis=1, num_outputs=3),
+        helper.make_node("Concat", ["c", "a", "b"], ["turned"], axis=1),
+        helper.make_node("Pad", ["turned", "pads", "", "rows"], ["padded"]),
+        helper.make_node("Resize", ["padded", "", "scales"], ["large"], mode="nearest", nearest_mode="floor",
+                         coordinate_transformation_mode="asymmetric", antialias=0),
+        helper.make_node("ReduceMax", ["large", "rows"], ["most"], keepdims=0),
+        helper.make_node("Reshape", ["most", "shape"], ["square"], allowzero=1),
+        helper.make_node("Trilu", ["ones"], ["below"], upper=0),
+        helper.make_node("GreaterOrEqual", ["below", "one"], ["seen"]),
+        helper.make_node("LessOrEqual", ["square", "one"], ["low"]),
+        helper.make_node("And", ["seen", "low"], ["both"]),
+        helper.make_node("Where", ["both", "square", "hidden"], ["y"]),
+    ]  # fmt: skip
+    constants = {
+        "last": np.array([-1]), "pads": np.array([1, 2]), "rows": np.array([-2]), "shape": np.array([1, 8, 6]),
+        "scales": np.array([1, 1, 2, 2], np.float32), "ones": np.ones((8, 6), np.float32),
+        "one": np.array(1, np.float32), "hidden": np.array(-1e4, np.float32),
+    }  # fmt: skip
+    graph = helper.make_graph(
+        nodes,
+        "later",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8, 5, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    path = tmp_path / "later.onnx"
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    path.write_bytes(strip_weights(path))
+    assert_the_runtimes_agree(path)
+
+
+@pytest.mark.parametrize("opset", [18, 20])
+def test_what_torch_exports_by_default_converts(opset: int, tmp_path: Path) -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.out = nn.Conv2d(3, 8, 3), nn.LayerNorm(8), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = nn.functional.interpolate(self.conv(x).relu(), scale_factor=2.0, mode="bilinear")
+            y = self.norm(nn.functional.pad(y, (1, 0, 0, 2)).mean((2, 3)))
+            return self.out(y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-5))
+
+    path = tmp_path / "default.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            Pooled().eval(), (torch.zeros(1, 3, 8, 8),), dynamo=True, opset_version=opset, verbose=False
+        )
+    program.save(path)
+    path.write_bytes(strip_weights(path))
+    assert_the_runtimes_agree(path)

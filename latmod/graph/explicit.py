@@ -7,24 +7,32 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from latmod.graph.loading import has_data, keep_nodes, load
+from latmod.graph.lowering import lower_opset
 from latmod.graph.shapes import without_shape_arithmetic
 from latmod.graph.slots import filled
 
-_CONSTANT = frozenset({"ConstantOfShape", "Cast"})
+_CONSTANT = frozenset(
+    {
+        "Add", "And", "Cast", "ConstantOfShape", "Expand", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mul",
+        "Range", "Reshape", "Sub", "Trilu", "Unsqueeze", "Where",
+    }
+)  # fmt: skip
+"""What masks and positions are made by."""
 _PADDED = frozenset({"AveragePool", "Conv", "LpPool", "MaxPool"})
 _COPIES = frozenset({"Identity", "Dropout"})
 
 
 def explicit_model(path: Path, weights: Iterable[tuple[str, np.ndarray]]) -> ModelProto:
-    """Return the model with weights put in, all shapes inferred, shape arithmetic done, and padding in numbers.
+    """Return the model of opset 17 with weights put in, all shapes inferred, shape arithmetic done, padding in numbers.
 
-    Constants, and what ConstantOfShape and Cast make of them, become initialisers; copies of tensors are dropped, and
-    inputs that are left out too: onnx2torch takes weights and bounds only as initialisers, fails where a copy shares
-    one, and takes an empty name for a name. Raises GraphError.
+    Constants, and masks and positions that are made of them, become initialisers; copies of tensors are dropped, and
+    inputs that are left out too: onnx2torch takes weights and bounds only as initialisers, knows no Trilu, fails where
+    a copy shares one, and takes an empty name for a name. Raises GraphError.
     """
     model = without_shape_arithmetic(load(path).model)
     _inline_constants(model)
     _spell_padding(model)
+    lower_opset(model)
     return filled(model, weights)
 
 
@@ -48,7 +56,7 @@ def _inline_constants(model: ModelProto) -> None:
         value = None
         if node.op_type == "Constant":
             value = next((attribute.t for attribute in node.attribute if attribute.HasField("t")), None)
-        elif node.op_type in _CONSTANT and all(name in known for name in node.input):
+        elif node.op_type in _CONSTANT and node.output[0] not in outputs and all(name in known for name in node.input):
             value = _evaluate(node, [known[name] for name in node.input])
         if value is not None:
             value.name = node.output[0]

@@ -39,7 +39,8 @@ FIELDS = (
 - rows x inner by inner x columns, `products` times: of matrix products, and of convolutions as such.
 - activation: 0 none, else its steps per element; fused_add: 1 where a sum is made within.
 - rank: of the first input; broadcast: 0 equal shapes, 1 a scalar, 2 a row, 3 channels, 4 anything else.
-- last_moves: 1 where a transpose moves the last dim, or memory is read that one left in another order.
+- last_moves: 1 where a transpose moves the last dim, a softmax runs over another, or memory is read that one left in
+  another order.
 - operands, outputs: how many; last_dim: of the first input.
 """
 
@@ -194,6 +195,9 @@ def _describe(form: _Form) -> _Described:
         kind = f"{kind}/{mode}"
     elif node.op in _ROWWISE:
         numbers["inner"] = numbers["last_dim"]
+        if node.op == "Softmax" and shape and (axis := node.integer("axis", -1) % len(shape)) != len(shape) - 1:
+            # Over another dim, as YOLO's over its bins: engines turn it to be the last, or stride.
+            numbers["inner"], numbers["last_moves"] = float(shape[axis]), 1.0
     elif node.op in ("Concat", "Split", "Slice", "Gather"):
         numbers["inner"] = float(_moved_together(node, shape, outputs))
     elif len(inputs) == 2 and inputs[0] and inputs[1] and outputs:
