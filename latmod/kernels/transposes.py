@@ -2,8 +2,8 @@
 
 Pushed are transposes through a Gather of one position, through a Reshape that puts a dim of 1 first or parts dims (so
 rows become an image), through reductions that keep their dims, and through sums whose inputs all carry the same one;
-through a Split, a Squeeze, a Softmax or a product with a number where another transpose follows that they may meet.
-Those that follow each other become one.
+through a Split, a Squeeze, a Softmax and what goes element by element where another transpose follows that they may
+meet. Those that follow each other become one.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from latmod.kernels.rewriting import Rewriter, Step
 
 _BINARY = frozenset({"Add", "Mul", "Sub", "Div"})
 # A transpose that goes into one of these may come out again.
-_PASSED = _BINARY | {"Concat", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Tanh", "Unsqueeze"}
+_PASSED = _BINARY | {"Concat", "Neg", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Tanh", "Unsqueeze"}
 _MAX_PASSES = 8
 
 
@@ -28,7 +28,7 @@ def move_transposes(work: Rewriter) -> None:
         changed |= _push_through_softmaxes(work)
         changed |= _push_through_reductions(work)
         changed |= _push_through_sums(work)
-        changed |= _push_through_factors(work)
+        changed |= _push_through_elements(work)
         changed |= _push_through_unsqueezes(work)
         changed |= _push_through_partings(work)
         if not changed:
@@ -109,6 +109,17 @@ def _pushable(work: Rewriter, step: Step) -> Step | None:
     return None if any(name in work.results for name in step.outputs) else before
 
 
+def _movable(work: Rewriter, step: Step, name: str) -> Step | None:
+    """Return the Transpose that makes a value, where a step alone reads it, or all that do lead to another."""
+    before = work.producers.get(name)
+    if before is None or before.op != "Transpose" or name in work.results:
+        return None
+    others = [reader for reader in work.uses(name) if reader is not step]
+    if all(reader.op in _PASSED and _leads_to_transpose(work, reader) for reader in others):
+        return before
+    return None
+
+
 def _leads_to_transpose(work: Rewriter, step: Step) -> bool:
     """Tell whether a transpose follows, with nothing but what transposes go through between."""
     seen, open_steps = {id(step)}, [step]
@@ -135,8 +146,8 @@ def _push_through_splits(work: Rewriter) -> bool:
     """Split first and transpose the parts."""
     changed = False
     for step in work.live("Split"):
-        before = _pushable(work, step)
-        if before is None or not _leads_to_transpose(work, step):
+        before = _movable(work, step, step.inputs[0])
+        if before is None or work.results.intersection(step.outputs) or not _leads_to_transpose(work, step):
             continue
         perm = permutation(work, before)
         axis = step.integer("axis", 0) % len(perm)
@@ -235,20 +246,39 @@ def _push_through_sums(work: Rewriter) -> bool:
     return changed
 
 
-def _push_through_factors(work: Rewriter) -> bool:
-    """Combine with a single number first and transpose what comes of it."""
+def _push_through_elements(work: Rewriter) -> bool:
+    """Compute element by element, or join, first and transpose what comes of it: the keys of rotary embeddings."""
     changed = False
-    for step in work.live(*_BINARY):
-        before = _pushable(work, step)
-        if before is None or len(step.inputs) != 2 or not _meets_transpose(work, step):
+    for step in work.live(*_BINARY, "Concat", "Neg"):
+        fixed = {name for name in step.inputs if name in work.static}
+        before = [_movable(work, step, name) for name in step.inputs if name not in fixed]
+        turned = [one for one in before if one is not None]
+        perms = {permutation(work, one) for one in turned}
+        if len(turned) < len(before) or len(perms) != 1 or step.out in work.results:
             continue
-        if work.scalar(step.inputs[1]) is None or len(work.shape(step.inputs[1])) > 1:
+        (perm,) = perms
+        if len(work.shape(step.out)) != len(perm) or not _leads_to_transpose(work, step):
             continue
-        source = before.inputs[0]
-        _transpose_after(work, step, [source, step.inputs[1]], [work.shape(source)], permutation(work, before))
-        _drop_unread(work, before)
+        sources = iter([one.inputs[0] for one in turned])
+        inputs = [_turned_back(work, name, perm) if name in fixed else next(sources) for name in step.inputs]
+        if step.op == "Concat":
+            step.attributes = {**step.attributes, "axis": perm[step.integer("axis", 0) % len(perm)]}
+        plain = tuple(work.shape(step.out)[perm.index(dim)] for dim in range(len(perm)))
+        _transpose_after(work, step, inputs, [plain], perm)
+        for one in turned:
+            _drop_unread(work, one)
         changed = True
     return changed
+
+
+def _turned_back(work: Rewriter, name: str, perm: tuple[int, ...]) -> str:
+    """Return a constant as it is read before a transpose instead of behind it."""
+    shape = work.shape(name)
+    if prod(shape) == 1:
+        return name
+    wide = (*(1,) * (len(perm) - len(shape)), *shape)
+    plain = tuple(wide[perm.index(dim)] for dim in range(len(perm)))
+    return work.declare(f"{name}:turned:{'x'.join(map(str, perm))}", name, plain, static=True)
 
 
 def _push_through_unsqueezes(work: Rewriter) -> bool:
