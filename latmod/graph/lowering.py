@@ -29,7 +29,6 @@ _NEGATED = {"GreaterOrEqual": "Less", "LessOrEqual": "Greater"}
 """What onnx2torch knows up to opset 15 alone, and what is true where they are not (but for NaN)."""
 
 Constants = dict[str, np.ndarray]
-Shapes = dict[str, list[int]]
 
 
 def lower_opset(model: ModelProto) -> None:
@@ -37,7 +36,6 @@ def lower_opset(model: ModelProto) -> None:
 
     What has no equal there stays as it is, for the converter to refuse by its name.
     """
-    (own,) = (one for one in model.opset_import if one.domain in ("", "ai.onnx"))
     values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
     shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
     known = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer if has_data(one)}
@@ -45,18 +43,22 @@ def lower_opset(model: ModelProto) -> None:
         if node.op_type in _REDUCTIONS and len(node.input) > 1 and node.input[1] in known:
             _set(node, axes=known[node.input[1]].tolist(), noop_with_empty_axes=None)
             del node.input[1:]
-        elif node.op_type == "Split" and len(node.input) == 1 and _attribute(node, "num_outputs") is not None:
+        elif node.op_type == "Split" and len(node.input) == 1 and shapes.keys() >= set(node.output):
             axis = next((one.i for one in node.attribute if one.name == "axis"), 0)
-            _read(model, node, 1, [shapes[name][axis] for name in node.output])
-        elif node.op_type == "Pad" and len(node.input) > 3 and {node.input[1], node.input[3]} <= known.keys():
-            pads, axes = known[node.input[1]].tolist(), known[node.input[3]].tolist()
-            _read(model, node, 1, _everywhere(pads, axes, len(shapes[node.input[0]])))
-            del node.input[3:]
+            if _attribute(node, "num_outputs") is not None:
+                _read(model, node, 1, [shapes[name][axis] for name in node.output])
+        elif node.op_type == "Pad" and len(node.input) > 3:
+            source, pads, axes = node.input[0], known.get(node.input[1]), known.get(node.input[3])
+            if source in shapes and pads is not None and axes is not None:
+                _read(model, node, 1, _everywhere(pads.tolist(), axes.tolist(), len(shapes[source])))
+                del node.input[3:]
         for name, meaningless in _LATER.get(node.op_type, {}).items():
             if meaningless is None or (_attribute(node, name) == meaningless and not _counts(node, known)):
                 _set(node, **{name: None})
     _negate(model)
-    own.version = min(own.version, _OPSET)
+    for own in model.opset_import:
+        if own.domain in ("", "ai.onnx"):
+            own.version = min(own.version, _OPSET)
 
 
 def _negate(model: ModelProto) -> None:
