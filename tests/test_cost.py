@@ -206,16 +206,21 @@ def test_views_and_load_time_nodes_cost_nothing(tmp):
     assert one(tmp, "Add", [(2, 3), (3,)], weights={0: True, 1: True}) == Cost()
 
 
-def test_slices_read_what_they_write(tmp):
+def over_a_table(path: Path, nodes: list) -> Graph:
+    """Read a graph that makes `y` of three `ids` and a `table` of 1000 x 8 weights."""
     graph = helper.make_graph(
-        [helper.make_node("Gather", ["t", "i"], ["y"])],
+        nodes,
         "g",
-        [helper.make_tensor_value_info("i", TensorProto.INT64, [3])],
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, [3])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [helper.make_tensor("t", TensorProto.FLOAT, [1000, 8], bytes(32000), raw=True)],
+        [helper.make_tensor("table", TensorProto.FLOAT, [1000, 8], bytes(32000), raw=True)],
     )
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp / "g.onnx")
-    read = read_graph(tmp / "g.onnx")
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return read_graph(path)
+
+
+def test_slices_read_what_they_write(tmp):
+    read = over_a_table(tmp / "g.onnx", [helper.make_node("Gather", ["table", "ids"], ["y"])])
     spent = cost(read.nodes[0], read)
     assert spent.bytes_read == 3 * 8 * 4 + 3 * 8
     assert spent.bytes_weights == 3 * 8 * 4
@@ -231,15 +236,7 @@ def test_weights_that_several_nodes_read_are_counted_once(tmp):
         helper.make_node("MatMul", ["x", "turned"], ["logits"]),
         helper.make_node("MatMul", ["logits", "same"], ["y"]),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("ids", TensorProto.INT64, [3])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [helper.make_tensor("table", TensorProto.FLOAT, [1000, 8], bytes(32000), raw=True)],
-    )
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp / "tied.onnx")
-    read = read_graph(tmp / "tied.onnx")
+    read = over_a_table(tmp / "tied.onnx", nodes)
     assert parameters(read) == 8000
     assert inspect_graph(read).totals.params == 8000
     assert sum(cost(node, read).params for node in read.nodes) == 24000

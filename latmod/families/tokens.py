@@ -1,6 +1,7 @@
 """What networks over token ids do before their first block: embed, mask, and tell positions.
 
-Masks are made by Less, never by Trilu or LessOrEqual: onnx2torch has neither of opset 17, so torch could not run them.
+Masks are made by Less, not by Trilu or LessOrEqual: onnx2torch converts neither of opset 17, and what
+`graph/lowering.py` and `graph/explicit.py` put in their place would be measured instead.
 """
 
 import math

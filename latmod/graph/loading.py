@@ -136,8 +136,8 @@ def _external_place(tensor: TensorProto, location: str, folder: Path) -> Path:
 
 
 def keep_nodes(model: ModelProto, kept: Sequence[NodeProto]) -> None:
-    """Drop all nodes of a model but these, in place."""
-    if len(kept) < len(model.graph.node):
+    """Let a model have these nodes, of which some may be new and others left out, in place."""
+    if len(kept) != len(model.graph.node):
         nodes = [NodeProto.FromString(node.SerializeToString()) for node in kept]  # `del` empties the originals
         del model.graph.node[:]
         model.graph.node.extend(nodes)

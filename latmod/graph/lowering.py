@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from latmod.graph.loading import has_data
+from latmod.graph.loading import has_data, keep_nodes
 
 _OPSET = 17
 # ReduceSum has had its axes as an input since opset 13, the others since 18.
@@ -64,14 +64,12 @@ def lower_opset(model: ModelProto) -> None:
 def _negate(model: ModelProto) -> None:
     nodes: list[NodeProto] = []
     for node in model.graph.node:
-        nodes.append(NodeProto.FromString(node.SerializeToString()))
+        nodes.append(node)
         if node.op_type in _NEGATED:
             opposite, result = f"latmod.{node.output[0]}.opposite", node.output[0]
-            nodes[-1].op_type, nodes[-1].output[0] = _NEGATED[node.op_type], opposite
+            node.op_type, node.output[0] = _NEGATED[node.op_type], opposite
             nodes.append(helper.make_node("Not", [opposite], [result], name=f"{node.name}.negated"))
-    if len(nodes) > len(model.graph.node):
-        del model.graph.node[:]
-        model.graph.node.extend(nodes)
+    keep_nodes(model, nodes)
 
 
 def _counts(node: NodeProto, known: Constants) -> bool:

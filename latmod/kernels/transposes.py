@@ -45,6 +45,11 @@ def order_of_dims(transpose: Attributed, rank: int) -> tuple[int, ...]:
     return transpose.ints("perm", tuple(reversed(range(rank))))
 
 
+def _turned_back(shape: Sequence[int], perm: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape as it is before a transpose, of what it is behind it."""
+    return tuple(shape[perm.index(dim)] for dim in range(len(perm)))
+
+
 def _transpose_after(
     work: Rewriter, step: Step, inputs: list[str], shapes: Sequence[tuple[int, ...]], perm: tuple[int, ...]
 ) -> None:
@@ -151,8 +156,7 @@ def _push_through_splits(work: Rewriter) -> bool:
             continue
         perm = permutation(work, before)
         axis = step.integer("axis", 0) % len(perm)
-        back = [perm.index(dim) for dim in range(len(perm))]
-        shapes = [tuple(work.shape(name)[dim] for dim in back) for name in step.outputs]
+        shapes = [_turned_back(work.shape(name), perm) for name in step.outputs]
         step.attributes = {**step.attributes, "axis": perm[axis]}
         _transpose_after(work, step, [before.inputs[0], *step.inputs[1:]], shapes, perm)
         _drop_unread(work, before)
@@ -219,7 +223,7 @@ def _push_through_reductions(work: Rewriter) -> bool:
         reduced = work.shape(step.out)
         if len(reduced) != len(source):
             continue
-        shape = tuple(reduced[perm.index(dim)] for dim in range(len(source)))
+        shape = _turned_back(reduced, perm)
         _transpose_after(work, step, [before.inputs[0], *step.inputs[1:]], [shape], perm)
         _drop_unread(work, before)
         changed = True
@@ -260,25 +264,23 @@ def _push_through_elements(work: Rewriter) -> bool:
         if len(work.shape(step.out)) != len(perm) or not _leads_to_transpose(work, step):
             continue
         sources = iter([one.inputs[0] for one in turned])
-        inputs = [_turned_back(work, name, perm) if name in fixed else next(sources) for name in step.inputs]
+        inputs = [_constant_before(work, name, perm) if name in fixed else next(sources) for name in step.inputs]
         if step.op == "Concat":
             step.attributes = {**step.attributes, "axis": perm[step.integer("axis", 0) % len(perm)]}
-        plain = tuple(work.shape(step.out)[perm.index(dim)] for dim in range(len(perm)))
-        _transpose_after(work, step, inputs, [plain], perm)
+        _transpose_after(work, step, inputs, [_turned_back(work.shape(step.out), perm)], perm)
         for one in turned:
             _drop_unread(work, one)
         changed = True
     return changed
 
 
-def _turned_back(work: Rewriter, name: str, perm: tuple[int, ...]) -> str:
+def _constant_before(work: Rewriter, name: str, perm: tuple[int, ...]) -> str:
     """Return a constant as it is read before a transpose instead of behind it."""
     shape = work.shape(name)
     if prod(shape) == 1:
         return name
     wide = (*(1,) * (len(perm) - len(shape)), *shape)
-    plain = tuple(wide[perm.index(dim)] for dim in range(len(perm)))
-    return work.declare(f"{name}:turned:{'x'.join(map(str, perm))}", name, plain, static=True)
+    return work.declare(f"{name}:turned:{'x'.join(map(str, perm))}", name, _turned_back(wide, perm), static=True)
 
 
 def _push_through_unsqueezes(work: Rewriter) -> bool:
@@ -306,11 +308,11 @@ def _push_through_partings(work: Rewriter) -> bool:
         if before is None or parts is None:
             continue
         perm = permutation(work, before)
-        order = [perm.index(dim) for dim in range(len(perm))]
-        shape = tuple(work.shape(step.out)[dim] for own in order for dim in parts[own])
-        placed = [dim for own in order for dim in parts[own]]
+        placed = [dim for own in range(len(perm)) for dim in parts[perm.index(own)]]
         back = tuple(placed.index(dim) for dim in range(len(placed)))
-        _transpose_after(work, step, [before.inputs[0], *step.inputs[1:]], [shape], back)
+        _transpose_after(
+            work, step, [before.inputs[0], *step.inputs[1:]], [_turned_back(work.shape(step.out), back)], back
+        )
         _drop_unread(work, before)
         changed = True
     return changed
