@@ -67,7 +67,7 @@ def test_the_module_computes_what_onnxruntime_computes(inner: nn.Module, tmp_pat
     assert_the_runtimes_agree(path)
 
 
-@pytest.mark.parametrize("network", ["squeezenet", "shufflenet"])
+@pytest.mark.parametrize("network", ["squeezenet", "shufflenet", "inception_v2"])
 def test_graphs_of_old_exporters_convert(network: str, tmp_path: Path) -> None:
     """Their weights are ConstantOfShape nodes, their dropouts have a mask, their additions are sums."""
     from latmod.export import export_spec
@@ -81,7 +81,7 @@ def test_graphs_of_old_exporters_convert(network: str, tmp_path: Path) -> None:
     assert "OnnxSum" not in found
     priced = kernels(read_graph(path), "torch")
     assert len(found) == len(priced)
-    assert found.count("OnnxBinaryMathOperation") == [kernel.kind for kernel in priced].count("Add")
+    assert found.count("OnnxBinaryMathOperation") == sum(kernel.kind in ("Add", "Mul") for kernel in priced)
 
 
 class Shared(nn.Module):
@@ -242,5 +242,24 @@ def test_what_torch_exports_by_default_converts(opset: int, tmp_path: Path) -> N
             Pooled().eval(), (torch.zeros(1, 3, 8, 8),), dynamo=True, opset_version=opset, verbose=False
         )
     program.save(path)
+    path.write_bytes(strip_weights(path))
+    assert_the_runtimes_agree(path)
+
+
+def test_masks_of_old_opsets_are_computed_by_the_rules_of_their_opset(tmp_path: Path) -> None:
+    """Before opset 13 axes are an attribute of Unsqueeze; a node may be named as what is no name in Python."""
+    nodes = [
+        helper.make_node("Unsqueeze", ["scale"], ["column"], axes=[1, 2]),
+        helper.make_node("Mul", ["x", "column"], ["y"], name="not"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "old",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3, 4, 4])],
+        [numpy_helper.from_array(np.array([1, 2, 3], np.float32), "scale")],
+    )
+    path = tmp_path / "old.onnx"
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 9)], ir_version=6), path)
     path.write_bytes(strip_weights(path))
     assert_the_runtimes_agree(path)

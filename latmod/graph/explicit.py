@@ -57,7 +57,7 @@ def _inline_constants(model: ModelProto) -> None:
         if node.op_type == "Constant":
             value = next((attribute.t for attribute in node.attribute if attribute.HasField("t")), None)
         elif node.op_type in _CONSTANT and node.output[0] not in outputs and all(name in known for name in node.input):
-            value = _evaluate(node, [known[name] for name in node.input])
+            value = _evaluate(node, [known[name] for name in node.input], model)
         if value is not None:
             value.name = node.output[0]
             model.graph.initializer.append(value)
@@ -94,9 +94,18 @@ def _spell_padding(model: ModelProto) -> None:
         node.attribute.extend([*kept, helper.make_attribute("pads", before + after)])
 
 
-def _evaluate(node: NodeProto, inputs: list[TensorProto]) -> TensorProto:
+def _evaluate(node: NodeProto, inputs: list[TensorProto], model: ModelProto) -> TensorProto:
+    """Return what a node of a model makes of constants: operators mean what they did at the model's opset."""
     from onnx.reference import ReferenceEvaluator
 
-    feeds = {name: numpy_helper.to_array(value) for name, value in zip(node.input, inputs, strict=True)}
-    (result,) = ReferenceEvaluator(node).run(None, feeds)
+    values = dict(zip(node.input, inputs, strict=True))
+    graph = helper.make_graph(
+        [node],
+        "constant",
+        [helper.make_tensor_value_info(name, value.data_type, value.dims) for name, value in values.items()],
+        [helper.make_empty_tensor_value_info(node.output[0])],
+    )
+    opsets = {own.domain: own.version for own in model.opset_import}
+    feeds = {name: numpy_helper.to_array(value) for name, value in values.items()}
+    (result,) = ReferenceEvaluator(graph, opsets=opsets).run(None, feeds)
     return numpy_helper.from_array(np.asarray(result))

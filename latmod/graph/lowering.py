@@ -68,7 +68,7 @@ def _negate(model: ModelProto) -> None:
         if node.op_type in _NEGATED:
             opposite, result = f"latmod.{node.output[0]}.opposite", node.output[0]
             node.op_type, node.output[0] = _NEGATED[node.op_type], opposite
-            nodes.append(helper.make_node("Not", [opposite], [result], name=f"{node.name}.negated"))
+            nodes.append(helper.make_node("Not", [opposite], [result]))
     keep_nodes(model, nodes)
 
 

@@ -35,6 +35,7 @@ def convert_graph(path: Path, weight_seed: int) -> "nn.Module":
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            _number_nodes(proto)
             _round_pools_up(proto)
             module: fx.GraphModule = convert(proto, attach_onnx_mapping=True)
             _mend_norms(module)
@@ -47,6 +48,12 @@ def convert_graph(path: Path, weight_seed: int) -> "nn.Module":
         except Exception as error:  # onnx2torch raises whatever it trips over: KeyError, NotImplementedError, ...
             raise UnsupportedModelError(f"torch (onnx2torch) cannot run {path}: {error!r}") from error
     return module
+
+
+def _number_nodes(proto: "ModelProto") -> None:
+    """Name nodes by number: onnx2torch makes attributes of names, and one like `not` is no Python."""
+    for number, node in enumerate(proto.graph.node):
+        node.name = f"node_{number}"
 
 
 def _round_pools_up(proto: "ModelProto") -> None:
