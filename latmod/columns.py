@@ -149,8 +149,8 @@ class Writer:
         self._count += 1
         return f"v{self._count}"
 
-    def constant(self, values: "float | Floats | NDArray[np.float32] | NDArray[np.int64]") -> str:
-        """Add an initialiser (float64 or float32, or int64 for positions)."""
+    def constant(self, values: "float | Floats | NDArray[np.float32 | np.float16] | NDArray[np.int64]") -> str:
+        """Add an initialiser (floating point of any size, or int64 for positions)."""
         from onnx import numpy_helper
 
         name = self._fresh()

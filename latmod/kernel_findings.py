@@ -4,7 +4,8 @@ import itertools
 import math
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from latmod import __version__
 from latmod.additive import Additive, residual_to_onnx
 from latmod.artifact import KERNEL_SCHEMA, KernelCard, pack
-from latmod.borrowing import borrowed, told_kernels
+from latmod.borrowing import borrowed
 from latmod.coverage import observe_ranges
 from latmod.dataset import Card, DatasetFolder
 from latmod.differing import apart
@@ -30,7 +31,7 @@ from latmod.load_time import fit_load
 from latmod.predictor import Breakdown
 from latmod.runtimes import kernel_rules
 from latmod.scores import Scores, conformal_quantile, median_known, score
-from latmod.study import COVERAGE
+from latmod.study import COVERAGE, run_all
 from latmod.table import corrections
 from latmod.timing import Statistic
 from latmod.total_fitting import fit_sum, without_kernels
@@ -111,6 +112,7 @@ def fit_kernel_level(
     """
     cards = [folder.read_card() for folder in folders]
     _check(folders, cards)
+    jobs = jobs or os.cpu_count() or 1
     declared = dict.fromkeys(name for card in cards for name in card.runtimes)
     names = [name for name in declared if not runtimes or name in runtimes]
     nearest = {name: nearest_rules(kernel_rules(name)) for name in declared}
@@ -122,21 +124,20 @@ def fit_kernel_level(
     known: dict[str, Correction] = {}
     for folder in folders:
         correct = corrections(folder, next(iter(known.values())).nominal if known else None)
-        for name, labelled in labelled_models(folder, [n for n in read if n in correct], correct).items():
-            models[name] += [one for one in labelled if not one.disturbed]
+        for name, labelled in _undisturbed(folder, [n for n in read if n in correct], correct, jobs).items():
+            models[name] += labelled
         known = correct | known
     lent: dict[str, list[LabelledModel]] = {}
     for folder in () if totals_only else lenders:
         _check_lender(folder, cards[0], [name for name in names if _told(models[name])])
         correct = corrections(folder)
-        for name, labelled in labelled_models(folder, [n for n in names if n in correct], correct).items():
-            lent.setdefault(name, []).extend(one for one in labelled if not one.disturbed)
+        for name, labelled in _undisturbed(folder, [n for n in names if n in correct], correct, jobs).items():
+            lent.setdefault(name, []).extend(labelled)
     if totals_only:
         models = {name: without_kernels(own) for name, own in models.items()}
     others = {one.runtime: one.fits for one in near if one.artifact.card.machine_id == cards[0].machine.id}
     fits: dict[str, Fits] = {}
     also: dict[str, list[LabelledModel]] = {}
-    jobs = jobs or os.cpu_count() or 1
     taught = {name: own for name, own in lent.items() if _told(own)}
     starts = {nearest[name] for name in names if not _told(models[name]) and name not in taught}
     for name in [name for name in read if name in names or name in starts]:
@@ -157,6 +158,20 @@ def fit_kernel_level(
     if not reports:
         raise DatasetError(f"{folders[0].path}: measured in {', '.join(declared)}, not in {', '.join(runtimes)}")
     return reports
+
+
+def _undisturbed(
+    folder: DatasetFolder, runtimes: Sequence[str], correct: Mapping[str, Correction], jobs: int
+) -> dict[str, list[LabelledModel]]:
+    """Return by runtime the models of a data set that saw quiet cores; each process reads the graphs of a part."""
+    models = [one.model for one in folder.read_card().models]
+    size = max(1, -(-len(models) // jobs))
+    parts = [models[first : first + size] for first in range(0, len(models), size)]
+    found: dict[str, list[LabelledModel]] = {}
+    for part in run_all(partial(labelled_models, folder, runtimes, correct), parts, jobs):
+        for name, labelled in part.items():
+            found.setdefault(name, []).extend(one for one in labelled if not one.disturbed)
+    return found
 
 
 def _check(folders: Sequence[DatasetFolder], cards: Sequence[Card]) -> None:
@@ -323,7 +338,7 @@ def _artifact(
     between: float,
 ) -> Artifact:
     first = cards[0]
-    lent = told_kernels(also)
+    lent = [kernel for model in also for kernel in model.kernels]
     kernels = [*(kernel for model in models for kernel in model.kernels), *lent]
     residual, seen = residual_to_onnx(fitted)
     scored = ("mape", "median_error", "within_5", "within_10", "r2_log", "spearman", "coverage", "width")

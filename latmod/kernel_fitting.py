@@ -22,8 +22,8 @@ from latmod.additive import (
     uncalibrated,
 )
 from latmod.kernels import Kernel
-from latmod.kernels.columns import PHYSICAL, Columns, physical_part, stacked
-from latmod.labels import LabelledModel
+from latmod.kernels.columns import PHYSICAL, Columns, physical_part
+from latmod.labels import LabelledModel, stacked
 from latmod.training import Lesson, train
 
 Floats = NDArray[np.float64]
@@ -91,7 +91,7 @@ class Prices(Protocol):
 
 def priced(prices: Prices, models: Sequence[LabelledModel]) -> list[Floats]:
     """Return what each kernel of each model takes, in ns."""
-    kernels, columns, starts = stacked([model.kernels for model in models])
+    kernels, columns, starts = stacked(models)
     return np.split(prices.kernel_ns(kernels, columns), starts)
 
 
@@ -143,7 +143,7 @@ def training_kernels(models: Sequence[LabelledModel]) -> Training:
         share = np.where(known, np.sqrt(own), 0.0)
         labels.append(own)
         weights.append(share / max(share.sum(), 1e-9) * np.sqrt(known.sum()))
-    kernels, columns, starts = stacked([model.kernels for model in models])
+    kernels, columns, starts = stacked(models)
     return Training(
         kinds=[kernel.kind for kernel in kernels],
         columns=columns,
@@ -350,7 +350,7 @@ def calibrated(plain: Additive, models: Sequence[LabelledModel]) -> Additive:
     """
     rows, latencies = [], []
     models = [model for model in models if np.isfinite(model.latency_ns)]
-    kernels, columns, starts = stacked([model.kernels for model in models])
+    kernels, columns, starts = stacked(models)
     parts = (np.split(column, starts) for column in plain.raw_ns(kernels, columns))
     for model, raw, groups in zip(models, *parts, strict=True):
         rows.append([*(raw[groups == group].sum() for group in range(len(GROUPS))), float(len(raw)), 1.0])

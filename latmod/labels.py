@@ -7,12 +7,14 @@ from operator import attrgetter
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from latmod.additive import PRIOR
 from latmod.dataset import DatasetFolder, KernelMeasurement, KernelTime
 from latmod.drift import Correction, state_of
 from latmod.graph import read_graph
 from latmod.kernels import Kernel, kernels
+from latmod.kernels.columns import Columns, column_matrix
 from latmod.runtimes import kernel_rules
 from latmod.scores import split_half
 from latmod.table import observations
@@ -24,14 +26,16 @@ _PACKED = frozenset({"Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspos
 class LabelledModel(msgspec.Struct, frozen=True, kw_only=True):
     """Hold one model in one runtime: its kernels, what each took (nan where the engine told nothing), and the whole.
 
-    All in ns, stated for the nominal state of the machine. `told_ns` is the sum over everything that the engine told
-    (nan where it told nothing), `unmatched_ns` the part of it that no expected kernel accounts for.
+    `columns` are what a fit sees of the kernels as parts of their network (latmod.kernels.columns). All in ns, stated
+    for the nominal state of the machine. `told_ns` is the sum over everything that the engine told (nan where it told
+    nothing), `unmatched_ns` the part of it that no expected kernel accounts for.
     """
 
     model: str
     family: str
     runtime: str
     kernels: tuple[Kernel, ...]
+    columns: Columns
     kernel_ns: tuple[float, ...]
     latency_ns: float
     noise: float
@@ -55,12 +59,15 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def labelled_models(
-    folder: DatasetFolder, runtimes: Collection[str], correct: Mapping[str, Correction]
+    folder: DatasetFolder,
+    runtimes: Collection[str],
+    correct: Mapping[str, Correction],
+    models: Collection[str] | None = None,
 ) -> dict[str, list[LabelledModel]]:
     """Return by runtime the models of a data set that were measured there, with what is known of their kernels.
 
     Those whose outputs differ from what other runtimes give are left out: what was timed is another network. `correct`
-    holds the drift correction of every runtime.
+    holds the drift correction of every runtime; `models` are those to read, all where not given.
     """
     card = folder.read_card()
     told: dict[tuple[str, str], list[KernelMeasurement]] = defaultdict(list)
@@ -70,17 +77,20 @@ def labelled_models(
     found: dict[str, list[LabelledModel]] = {runtime: [] for runtime in runtimes}
     rules = {runtime: kernel_rules(runtime) for runtime in runtimes}
     measured = [
-        one for one in observations(folder, correct, with_features=False) if one.runtime in found and one.parity == "ok"
+        one
+        for one in observations(folder, correct, with_features=False)
+        if one.runtime in found and one.parity == "ok" and (models is None or one.model in models)
     ]
     for model, own in groupby(measured, key=attrgetter("model")):
         graph = read_graph(folder.graph_path(model))
         writers = {name: node.name for node in graph.nodes for name in node.outputs}
-        by_rules: dict[str, tuple[Kernel, ...]] = {}
+        by_rules: dict[str, tuple[tuple[Kernel, ...], Columns]] = {}
         for one in own:
             rule = rules[one.runtime]
             if rule not in by_rules:
-                by_rules[rule] = kernels(graph, rule, isa=card.machine.isa, threads=card.protocol.threads)
-            expected = by_rules[rule]
+                made = kernels(graph, rule, isa=card.machine.isa, threads=card.protocol.threads)
+                by_rules[rule] = made, column_matrix(made)
+            expected, columns = by_rules[rule]
             times = [_corrected(burst, correct[one.runtime]) for burst in told[one.runtime, one.model]]
             labels = join(expected, times, writers)
             found[one.runtime].append(
@@ -89,6 +99,7 @@ def labelled_models(
                     family=one.family,
                     runtime=one.runtime,
                     kernels=expected,
+                    columns=columns,
                     kernel_ns=labels.kernel_ns,
                     latency_ns=one.latency_ns(),
                     noise=split_half(one.round_ns["min"]),
@@ -100,6 +111,16 @@ def labelled_models(
                 )
             )
     return found
+
+
+def stacked(models: Sequence[LabelledModel]) -> tuple[list[Kernel], Columns, NDArray[np.int64]]:
+    """Return the kernels of several models in one list, their columns, and where each model but the first begins.
+
+    The residual is asked for all of them at once: what a call costs is more than what some hundred rows do.
+    """
+    ends = np.cumsum([len(model.kernels) for model in models])
+    columns = np.concatenate([model.columns for model in models])
+    return [kernel for model in models for kernel in model.kernels], columns, ends[:-1]
 
 
 def join(

@@ -12,11 +12,15 @@ from latmod.columns import Features, Floats, Writer
 _FAR = 4.0
 """Columns farther from their mean than so many deviations count as that far: outside, the answer stays what it was."""
 
-Layer = tuple[NDArray[np.float32], NDArray[np.float32]]
+Half = NDArray[np.float16]
+Layer = tuple[Half, Half]
 
 
 class Smooth(msgspec.Struct, frozen=True, kw_only=True):
-    """Average networks of ReLU layers (weights [in, out] and biases); the last column is one of `kinds` categories."""
+    """Average networks of ReLU layers (weights [in, out] and biases); the last column is one of `kinds` categories.
+
+    Their weights are kept with the 11 bits of float16, which makes predictors half as large; sums are in float64.
+    """
 
     kinds: int
     mean: Floats
@@ -70,8 +74,8 @@ def centred(x: Features, kinds: int) -> Smooth:
     return Smooth(kinds=kinds, mean=plain.mean(axis=0), scale=scale, networks=())
 
 
-def _wide(out: Writer, values: NDArray[np.float32]) -> str:
-    """Add weights, kept as float32 and used as float64."""
+def _wide(out: Writer, values: Half) -> str:
+    """Add weights, kept as float16 and used as float64."""
     return out.cast(out.constant(values), "float64")
 
 

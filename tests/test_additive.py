@@ -65,7 +65,7 @@ def models(count: int, telling: float = 0.0, noise: float = 0.02, seed: int = 0)
         label = times * np.exp(rng.normal(0.0, noise, len(own))) + telling
         found.append(
             LabelledModel(
-                model=f"m{number}", family=f"f{number % 4}", runtime="torch", kernels=own,
+                model=f"m{number}", family=f"f{number % 4}", runtime="torch", kernels=own, columns=column_matrix(own),
                 kernel_ns=tuple(label.tolist()),
                 latency_ns=float(times.sum()), noise=0.01, told_ns=float(label.sum()), unmatched_ns=0.0,
             )
@@ -104,7 +104,12 @@ def test_a_kind_that_an_engine_never_tells_of_is_left_with_the_call() -> None:
     large = made("Reorder", {"bytes_in": 1e7, "bytes_out": 1e7})
     whole = models(40)
     phantom = [
-        msgspec.structs.replace(one, kernels=(*one.kernels, large), kernel_ns=(*one.kernel_ns, float("nan")))
+        msgspec.structs.replace(
+            one,
+            kernels=(*one.kernels, large),
+            columns=column_matrix((*one.kernels, large)),
+            kernel_ns=(*one.kernel_ns, float("nan")),
+        )
         for one in whole
     ]
     assert silent_kinds(whole) == []
@@ -138,7 +143,9 @@ def test_kernels_that_nothing_tells_apart_stand_as_one() -> None:
     nothing = float("nan")
     labels = (1e4, 2e4, 4e4, nothing, 5e4)
     plain = models(1)[0]
-    model = msgspec.structs.replace(plain, kernels=own, kernel_ns=labels, latency_ns=nothing, told_ns=nothing)
+    model = msgspec.structs.replace(
+        plain, kernels=own, columns=column_matrix(own), kernel_ns=labels, latency_ns=nothing, told_ns=nothing
+    )
     told = training_kernels([plain, model, model])
     # Without what ran before each, which tells them apart here.
     one = merged(msgspec.structs.replace(told, columns=told.columns[:, : len(FIELDS)]))
@@ -177,6 +184,7 @@ def test_what_was_seen_small_alone_is_priced_large_as_its_class() -> None:
         found.append(
             LabelledModel(
                 model=f"m{number}", family="f", runtime="torch", kernels=tuple(kernels),
+                columns=column_matrix(kernels),
                 kernel_ns=tuple(label.tolist()),
                 latency_ns=float(times.sum()), noise=0.01, told_ns=float(label.sum()), unmatched_ns=0.0,
             )

@@ -1,11 +1,13 @@
 import math
 
 import msgspec
+import numpy as np
 import pytest
 
 from latmod.dataset import KernelTime
 from latmod.kernels import FIELDS, Kernel
-from latmod.labels import Told, join
+from latmod.kernels.columns import column_matrix
+from latmod.labels import LabelledModel, Told, join, stacked
 
 
 def kernel(op: str, inputs=((1, 8, 4, 4), (8, 8, 3, 3)), value: str = "y") -> Kernel:
@@ -90,3 +92,17 @@ def test_what_moves_a_value_is_the_kernel_that_the_rules_put_there_and_else_a_pa
     found = join([product, mover, following], [burst])
     assert found.kernel_ns == (5.0, 70.0, 3.0)
     assert found.unmatched_ns == 0.0
+
+
+def test_models_side_by_side_keep_what_is_seen_of_each() -> None:
+    def model(*kernels: Kernel) -> LabelledModel:
+        return LabelledModel(
+            model="m", family="f", runtime="torch", kernels=kernels, columns=column_matrix(kernels),
+            kernel_ns=(1.0,) * len(kernels), latency_ns=1.0, noise=0.0, told_ns=1.0, unmatched_ns=0.0,
+        )  # fmt: skip
+
+    small, large = model(kernel("Conv")), model(kernel("Relu"), kernel("Add"))
+    found, columns, starts = stacked([small, large])
+    assert [one.op for one in found] == ["Conv", "Relu", "Add"]
+    assert starts.tolist() == [1]
+    np.testing.assert_array_equal(columns, np.concatenate([small.columns, large.columns]))

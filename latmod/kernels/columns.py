@@ -123,16 +123,6 @@ def _alike(written: Floats, moved: Floats) -> tuple[Floats, Floats]:
     return count, since
 
 
-def stacked(networks: Sequence[Sequence[Kernel]]) -> tuple[list[Kernel], Columns, NDArray[np.int64]]:
-    """Return the kernels of several networks in one list, their columns, and where each network but the first begins.
-
-    The residual is asked for all of them at once: what a call costs is more than what some hundred rows do.
-    """
-    ends = np.cumsum([len(kernels) for kernels in networks])
-    columns = np.concatenate([column_matrix(kernels) for kernels in networks])
-    return [kernel for kernels in networks for kernel in kernels], columns, ends[:-1]
-
-
 def physical_part(columns: Columns) -> Floats:
     """Return the physical quantities among the columns, float64 [kernels, len(PHYSICAL)]."""
     first = len(FIELDS)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from known_prices import kernel, priced_at
 
+from latmod.kernels.columns import column_matrix
 from latmod.labels import LabelledModel
 from latmod.total_fitting import PRIOR, apportioned, fit_sum, scaled, without_kernels
 
@@ -24,6 +25,7 @@ def models() -> list[LabelledModel]:
         found.append(
             LabelledModel(
                 model=str(number), family="f", runtime="torch", kernels=tuple(own),
+                columns=column_matrix(own),
                 kernel_ns=(float("nan"),) * len(own),
                 latency_ns=float(priced_at(PRICES).kernel_ns(own).sum()), noise=0.0, told_ns=float("nan"),
                 unmatched_ns=float("nan"),
