@@ -209,32 +209,33 @@ def silent_kinds(models: Sequence[LabelledModel]) -> list[str]:
 def with_residual(rated: Additive, models: Sequence[LabelledModel], told: Training, seed: int = 0) -> Additive:
     """Let networks correct rates by what was told of kernels, if anything, and by whole latencies.
 
-    Each model is shown twice, the second time with some kernels as if their kind had never been seen.
+    Each model is shown in two forms, the second with some kernels as if their kind had never been seen.
     """
     told = merged(told)
-    rng = np.random.default_rng(seed)
-    hidden = rng.random(len(told.kinds)) < _STRANGE
-    strange = [others_of(kind) if hide else kind for kind, hide in zip(told.kinds, hidden, strict=True)]
-    physics = [rated.rates.ns(kinds, told.columns) for kinds in (told.kinds, strange)]
+    hidden = np.random.default_rng(seed).random(len(told.kinds)) < _STRANGE
+    owner = np.repeat(np.arange(len(models)), np.diff(told.starts, append=len(told.kinds)))
+    # Each model's kernels, and behind them those of its second form.
+    rows = np.concatenate([np.arange(len(told.kinds)), np.flatnonzero(hidden)])
+    strange = np.arange(len(rows)) >= len(told.kinds)
+    order = np.argsort(owner[rows], kind="stable")
+    rows, strange = rows[order], strange[order]
+    kinds = [others_of(told.kinds[row]) if other else told.kinds[row] for row, other in zip(rows, strange, strict=True)]
+    columns, label_ns, weights, counts = (x[rows] for x in (told.columns, told.label_ns, told.weights, told.counts))
+    physics = rated.rates.ns(kinds, columns)
     positions = seen_by(models[0].runtime)
-    seen = [
-        residual_columns(told.columns, rated.rates.index(kinds), own)[:, positions]
-        for kinds, own in zip((told.kinds, strange), physics, strict=True)
-    ]
-    label_ns, latency_ns = np.tile(told.label_ns, 2), np.tile([model.latency_ns for model in models], 2)
-    heavy = told.weights > 0.0
-    mean = told.weights[heavy].sum() / told.counts[heavy].sum() if heavy.any() else 1.0
-    both = np.concatenate(physics)
+    heavy = weights > 0.0
+    mean = weights[heavy].sum() / counts[heavy].sum() if heavy.any() else 1.0
     networks = train(
         Lesson(
-            x=np.concatenate(seen),
+            x=residual_columns(columns, rated.rates.index(kinds), physics)[:, positions],
             kinds=len(rated.rates.kinds),
-            counts=np.tile(told.counts, 2),
-            physics_ns=both,
-            target=np.clip(np.log(label_ns / both), -MAX_RESIDUAL, MAX_RESIDUAL),
-            weights=np.tile(told.weights, 2) / mean,
-            starts=np.concatenate([told.starts, told.starts + len(told.kinds)]),
-            latency_ns=latency_ns,
+            counts=counts,
+            physics_ns=physics,
+            target=np.clip(np.log(label_ns / physics), -MAX_RESIDUAL, MAX_RESIDUAL),
+            weights=weights / mean,
+            starts=np.searchsorted(owner[rows], np.arange(len(models))),
+            forms=np.stack([~strange, strange | ~hidden[rows]]),
+            latency_ns=np.array([model.latency_ns for model in models]),
             run_ns=rated.run_ns,
             bound=MAX_RESIDUAL,
         ),

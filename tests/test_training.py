@@ -19,12 +19,13 @@ def samples(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return x, 0.1 * np.log(sizes[:, 0]) - 0.05 * np.log(sizes[:, 1]) + 0.3 * kind
 
 
-def lesson(x: np.ndarray, y: np.ndarray, told: bool = True) -> Lesson:
+def lesson(x: np.ndarray, y: np.ndarray, told: bool = True, forms: int = 1) -> Lesson:
     """Return what 10 kernels each tell of models that take exp(y) in all; of single kernels only if `told`."""
     starts = np.arange(0, len(y), 10)
     return Lesson(
         x=x, kinds=3, counts=np.ones(len(y)), physics_ns=np.ones(len(y)), target=y if told else np.full(len(y), np.nan),
-        weights=np.ones(len(y)), starts=starts, latency_ns=np.add.reduceat(np.exp(y), starts), run_ns=0.0, bound=2.0,
+        weights=np.ones(len(y)), starts=starts, forms=np.ones((forms, len(y)), np.bool_),
+        latency_ns=np.add.reduceat(np.exp(y), starts), run_ns=0.0, bound=2.0,
     )  # fmt: skip
 
 
@@ -50,6 +51,12 @@ def test_sums_alone_teach_too() -> None:
 def test_one_lesson_teaches_the_same_twice() -> None:
     x, y = samples(300)
     np.testing.assert_array_equal(train(lesson(x, y), 1).predict(x), train(lesson(x, y), 1).predict(x))
+
+
+def test_a_form_that_is_the_same_again_teaches_nothing_more() -> None:
+    x, y = samples(300)
+    once, twice = (train(lesson(x, y, forms=forms)).predict(x) for forms in (1, 2))
+    np.testing.assert_allclose(twice, once, atol=0.01)
 
 
 def test_far_outside_the_answer_stays_what_it_was(fitted: Smooth) -> None:
