@@ -22,7 +22,7 @@ _NETWORKS = 3
 _HIDDEN = 64
 _PASSES = 50
 _BATCH = 8
-"""Models of one step. With four, and a rate of 4e-3, errors are the same to 0.2 points (torch, onnxruntime on kernels)."""
+"""Models of one step. With four, and a rate of 4e-3, errors are the same to 0.2 points (both runtimes of kernels)."""
 _RATE = 3e-3
 _DECAY = 1e-3
 _SLOW, _FAST = 0.99, 0.9

@@ -1,7 +1,12 @@
+from pathlib import Path
+
 import numpy as np
+import pytest
+from onnx import TensorProto, helper, save
 
 from latmod.coverage import observe_ranges, share_group, unseen
-from latmod.kernels import FIELDS, Kernel
+from latmod.graph import read_graph
+from latmod.kernels import FIELDS, Kernel, kernels
 
 
 def kernel(kind: str, **numbers: float) -> Kernel:
@@ -46,3 +51,30 @@ def test_share_groups() -> None:
     assert share_group(0.0, 0.0) == 0
     assert [share_group(share, 0.02) for share in (0.02, 0.1, 0.2, 0.5)] == [0, 1, 1, 2]
     assert [share_group(share, 0.03) for share in (0.03, 0.5)] == [3, 3]
+
+
+def small(path: Path, dtype: int) -> Path:
+    """Write a convolution, its activation and a sum, over numbers of one type."""
+    value = [
+        helper.make_tensor_value_info(name, dtype, shape)
+        for name, shape in (("x", [1, 8, 9, 9]), ("w", [8, 8, 3, 3]), ("y", [1, 8, 9, 9]))
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Sigmoid", ["c"], ["s"]),
+        helper.make_node("Add", ["s", "x"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "small", value[:2], value[2:])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    return path
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("dtype", [TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE])
+def test_numbers_of_another_size_were_never_measured(runtime: str, dtype: int, tmp_path: Path) -> None:
+    plain, other = (
+        kernels(read_graph(small(tmp_path / "small.onnx", own)), runtime) for own in (TensorProto.FLOAT, dtype)
+    )
+    found = unseen(other, np.ones(len(other)), observe_ranges(plain))
+    assert [one.never for one in found] == [True] * len(other)
+    assert unseen(plain, np.ones(len(plain)), observe_ranges(plain)) == []

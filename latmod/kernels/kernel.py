@@ -7,7 +7,7 @@ import msgspec
 
 from latmod.cost import FORMULAS, PARTIAL_READS, VIEWS, Operands
 from latmod.errors import GraphError
-from latmod.graph import Attribute, Node, Tensor, canonical_op
+from latmod.graph import FLOATS, Attribute, Node, Tensor, canonical_op
 from latmod.kernels.nchwc import DOMAIN
 from latmod.kernels.rewriting import Rewriter, Step
 from latmod.kernels.transposes import order_of_dims
@@ -17,6 +17,7 @@ _FREE = VIEWS - {"Dropout", "Identity"}
 _CONVOLUTIONS = frozenset({"Conv", "SlowConv", "com.microsoft::FusedConv", f"{DOMAIN}Conv", "ConvTranspose"})
 _PRODUCTS = frozenset({"MatMul", "Gemm", "com.microsoft::FusedGemm", "com.microsoft::FusedMatMul"})
 _ALIASES = {"SlowConv": "Conv"}
+_OTHER_FLOATS = FLOATS - {"float32"}
 _RESIZING, _PLAIN = ("Resize", "Upsample"), "nearest"
 _ROWWISE = frozenset({"LayerNormalization", "com.microsoft::SkipLayerNormalization", "Softmax"})
 _KINDS = {
@@ -209,6 +210,10 @@ def _describe(form: _Form) -> _Described:
         numbers["activation"] = _ACTIVATION_STEPS.get(activation, 4.0)
     if node.op in _CONVOLUTIONS and len(inputs) > 3:
         numbers["fused_add"] = 1.0
+    other = next((tensor.dtype for tensor in outputs if tensor.dtype in _OTHER_FLOATS), "")
+    if other:
+        # A form of its own, and never measured: engines bring most to float32 and back.
+        kind = f"{kind}/{other}"
     return (
         kind,
         tuple(numbers[field] for field in FIELDS),
