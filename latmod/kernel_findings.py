@@ -13,7 +13,7 @@ import numpy as np
 from latmod import __version__
 from latmod.additive import Additive, residual_to_onnx
 from latmod.artifact import KERNEL_SCHEMA, KernelCard, pack
-from latmod.borrowing import borrowed
+from latmod.borrowing import borrowed, told_kernels
 from latmod.coverage import observe_ranges
 from latmod.dataset import Card, DatasetFolder
 from latmod.differing import apart
@@ -338,7 +338,7 @@ def _artifact(
     between: float,
 ) -> Artifact:
     first = cards[0]
-    lent = [kernel for model in also for kernel in model.kernels]
+    lent = told_kernels(also)
     kernels = [*(kernel for model in models for kernel in model.kernels), *lent]
     residual, seen = residual_to_onnx(fitted)
     scored = ("mape", "median_error", "within_5", "within_10", "r2_log", "spearman", "coverage", "width")

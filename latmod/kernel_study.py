@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latmod.additive import Additive
+from latmod.borrowing import told_kernels
 from latmod.coverage import observe_ranges, share_group, unseen
 from latmod.intervals import Widths, fit_widths
 from latmod.kernel_fitting import parted, priced
@@ -110,7 +111,7 @@ def _without(
     kept = [model for place, model in enumerate(models) if place not in left]
     tested = [models[place] for place in places]
     fitted = fit_sum([*kept, *also], seed, near)
-    ranges = observe_ranges([kernel for model in (*kept, *also) for kernel in model.kernels])
+    ranges = observe_ranges([*(kernel for model in kept for kernel in model.kernels), *told_kernels(also)])
     return fitted, [
         judge(own, fitted.run_ns, ranges, model) for own, model in zip(priced(fitted, tested), tested, strict=True)
     ]
