@@ -122,6 +122,10 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     starts: NDArray[np.int64]
     counts: Floats
 
+    def owner(self) -> NDArray[np.int64]:
+        """Return the model of each kernel, by its place."""
+        return np.repeat(np.arange(len(self.starts)), np.diff(self.starts, append=len(self.kinds)))
+
 
 def training_kernels(models: Sequence[LabelledModel]) -> Training:
     """Return all kernels with their labels.
@@ -159,7 +163,7 @@ def merged(told: Training) -> Training:
 
     Their labels become one, the mean of the logarithms by weight, which is what a fit to squares makes of them anyway.
     """
-    owner = np.repeat(np.arange(len(told.starts)), np.diff(told.starts, append=len(told.kinds)))
+    owner = told.owner()
     places: dict[tuple[int, str, bytes], int] = {}
     which = np.array(
         [
@@ -213,7 +217,7 @@ def with_residual(rated: Additive, models: Sequence[LabelledModel], told: Traini
     """
     told = merged(told)
     hidden = np.random.default_rng(seed).random(len(told.kinds)) < _STRANGE
-    owner = np.repeat(np.arange(len(models)), np.diff(told.starts, append=len(told.kinds)))
+    owner = told.owner()
     # Each model's kernels, and behind them those of its second form.
     rows = np.concatenate([np.arange(len(told.kinds)), np.flatnonzero(hidden)])
     strange = np.arange(len(rows)) >= len(told.kinds)
