@@ -23,7 +23,7 @@ from latmod.families import FAMILIES
 from latmod.findings import Artifact
 from latmod.intervals import Widths
 from latmod.kernel_fitting import priced
-from latmod.kernel_study import Folds, Held, Part, calibrate_widths, decompose, leave_families_out, leave_networks_out
+from latmod.kernel_study import Fits, Held, Part, calibrate_widths, decompose, fit_and_hold_out
 from latmod.kernels import channel_block, nearest_rules
 from latmod.kernels.columns import PHYSICAL
 from latmod.labels import LabelledModel, labelled_models
@@ -34,7 +34,7 @@ from latmod.scores import Scores, conformal_quantile, median_known, score
 from latmod.study import COVERAGE, run_all
 from latmod.table import corrections
 from latmod.timing import Statistic
-from latmod.total_fitting import fit_sum, without_kernels
+from latmod.total_fitting import without_kernels
 
 MIN_FAMILIES = 3
 """Fewer families leave nothing to hold out."""
@@ -67,15 +67,6 @@ class FamilyRow(msgspec.Struct, frozen=True, kw_only=True):
     kernel_sum_mape: float
     unseen_share: float
     unmatched_share: float
-
-
-class Fits(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold what was fitted in one runtime: without each family, without some networks of all families, and to all."""
-
-    folds: Folds
-    known: tuple[Held, ...]
-    """Each network as predicted without it, but with others of its family; none where this is a start alone."""
-    whole: Additive
 
 
 class KernelReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,8 +137,10 @@ def fit_kernel_level(
         if name in taught and _told(models[name]):
             also[name] = borrowed(models[name], taught[name])
         elif name in taught:
-            start = _fit(taught[name], [], None, seed, jobs, judged=False)
-        fits[name] = _fit(models[name], also[name], start, seed, jobs, judged=name in names)
+            start = fit_and_hold_out(taught[name], seed=seed, jobs=jobs, judged=False)
+        fits[name] = fit_and_hold_out(
+            models[name], also=also[name], seed=seed, jobs=jobs, near=start, judged=name in names
+        )
     reports = [
         _report(
             [card for card in cards if name in card.runtimes], name, models[name], also[name], known[name], fits[name],
@@ -209,22 +202,6 @@ def _told(models: Sequence[LabelledModel]) -> bool:
     return any(math.isfinite(model.told_ns) for model in models)
 
 
-def _fit(
-    models: Sequence[LabelledModel],
-    also: Sequence[LabelledModel],
-    near: Fits | None,
-    seed: int,
-    jobs: int,
-    *,
-    judged: bool,
-) -> Fits:
-    """Fit without each family and to all; where it is to be judged, without some networks of all families too."""
-    folds = leave_families_out(models, also=also, seed=seed, jobs=jobs, near=near.folds.fitted if near else None)
-    whole_near = near.whole if near else None
-    known = leave_networks_out(models, also=also, seed=seed, jobs=jobs, near=whole_near) if judged else ()
-    return Fits(folds=folds, known=known, whole=fit_sum([*models, *also], seed, whole_near))
-
-
 def _report(
     cards: Sequence[Card],
     runtime: str,
@@ -234,7 +211,7 @@ def _report(
     fits: Fits,
     seed: int,
 ) -> KernelReport:
-    held, fitted = fits.folds.held, fits.whole
+    held, fitted = fits.held, fits.whole
     # What is asked about is now like what was measured, now of a new family: half of either.
     widths = calibrate_widths([*held, *fits.known])
     card = cards[0]

@@ -1,6 +1,6 @@
 """Judge the kernel level on families, and on networks, that it was not fitted on; calibrate its intervals on both."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import msgspec
@@ -49,68 +49,78 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
         return float(np.log(self.latency_ns / self.predicted_ns))
 
 
-class Folds(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold how each model was predicted without its family, in the order of the models, and what was fitted so."""
+class Fits(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold what was fitted to the models of one runtime: without each family, without some of all families, to all.
 
-    held: tuple[Held, ...]
-    fitted: dict[str, Additive]
+    `held` are the models as they were predicted without their family, `known` as they were without themselves but with
+    others of their family (none where this is a start alone); both in the order of the models.
+    """
+
+    folds: dict[str, Additive]
     """By the family that was left out."""
+    held: tuple[Held, ...]
+    known: tuple[Held, ...]
+    whole: Additive
 
 
-def leave_families_out(
+def fit_and_hold_out(
     models: Sequence[LabelledModel],
     *,
     also: Sequence[LabelledModel] = (),
     seed: int = 0,
     jobs: int = 1,
-    near: Mapping[str, Additive] | None = None,
-) -> Folds:
-    """Predict every model by what was fitted to all families but its own.
+    near: Fits | None = None,
+    judged: bool = True,
+) -> Fits:
+    """Fit to all models, and predict every one by what was fitted to all families but its own.
 
-    `also` is always fitted to and never judged; `near` are prices of another engine to start from, by the family that
-    they have not seen either.
+    Where it is to be `judged`, also by what was fitted to three quarters of all models, it not among them. `also` is
+    always fitted to and never judged; `near` are prices of another engine to start from, those that have not seen the
+    family either.
     """
     families = sorted({model.family for model in models})
-    tasks = [
-        ([place for place, model in enumerate(models) if model.family == family], (near or {}).get(family))
-        for family in families
-    ]
-    parts = run_all(partial(_without, models, also, seed), tasks, jobs)
-    return Folds(
-        held=_in_order(models, parts),
-        fitted={family: fitted for family, (fitted, _) in zip(families, parts, strict=True)},
+    left = [[place for place, model in enumerate(models) if model.family == family] for family in families]
+    starts = [near.folds.get(family) if near else None for family in families]
+    order = np.random.default_rng(seed).permutation(len(models))
+    quarters = [order[first::_QUARTERS].tolist() for first in range(min(_QUARTERS, len(order)))] if judged else []
+    rest = [*quarters, []]
+    tasks = list(zip([*left, *rest], [*starts, *([near.whole if near else None] * len(rest))], strict=True))
+    # Dealt out beforehand, since to send the models takes a tenth of what a fit does.
+    hands = [range(first, len(tasks), jobs) for first in range(min(jobs, len(tasks)))]
+    dealt = run_all(partial(_without_each, models, also, seed), [[tasks[at] for at in hand] for hand in hands], jobs)
+    done = {at: part for hand, parts in zip(hands, dealt, strict=True) for at, part in zip(hand, parts, strict=True)}
+    folds = [done[at] for at in range(len(families))]
+    return Fits(
+        folds={family: fitted for family, (fitted, _) in zip(families, folds, strict=True)},
+        held=_in_order(models, folds),
+        known=_in_order(models, [done[len(families) + at] for at in range(len(quarters))]) if quarters else (),
+        whole=done[len(tasks) - 1][0],
     )
 
 
-def leave_networks_out(
+def _without_each(
     models: Sequence[LabelledModel],
-    *,
-    also: Sequence[LabelledModel] = (),
-    seed: int = 0,
-    jobs: int = 1,
-    near: Additive | None = None,
-) -> tuple[Held, ...]:
-    """Predict every model by what was fitted to three quarters of all models, it not among them.
-
-    `also` is always fitted to and never judged; `near` are prices of another engine to start from.
-    """
-    order = np.random.default_rng(seed).permutation(len(models))
-    tasks = [(order[first::_QUARTERS].tolist(), near) for first in range(min(_QUARTERS, len(order)))]
-    return _in_order(models, run_all(partial(_without, models, also, seed), tasks, jobs))
+    also: Sequence[LabelledModel],
+    seed: int,
+    tasks: Sequence[tuple[Sequence[int], Additive | None]],
+) -> list[tuple[Additive, list[Held]]]:
+    return [_without(models, also, seed, places, near) for places, near in tasks]
 
 
 def _without(
     models: Sequence[LabelledModel],
     also: Sequence[LabelledModel],
     seed: int,
-    task: tuple[Sequence[int], Additive | None],
+    places: Sequence[int],
+    near: Additive | None,
 ) -> tuple[Additive, list[Held]]:
     """Fit without the models at some places, from prices of another engine where there are any; predict those."""
-    places, near = task
     left = set(places)
     kept = [model for place, model in enumerate(models) if place not in left]
     tested = [models[place] for place in places]
     fitted = fit_sum([*kept, *also], seed, near)
+    if not tested:
+        return fitted, []
     ranges = observe_ranges([*(kernel for model in kept for kernel in model.kernels), *told_kernels(also)])
     return fitted, [
         judge(own, fitted.run_ns, ranges, model) for own, model in zip(priced(fitted, tested), tested, strict=True)

@@ -103,32 +103,46 @@ class _Room(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Parts(msgspec.Struct, frozen=True):
-    """Hold the weights of all networks, or their slopes.
+    """Hold the weights of all networks, or their slopes: views of one vector, `every`, which is descended at once.
 
     Those of the first layer, [columns, networks * hidden] and [kinds, networks * hidden], read the same rows, so they
-    are one product; those of the others are [networks, in, out].
+    are one product; those of the others are [networks, in, out]. A kind's weights are its bias: there is no other.
     """
 
+    every: Weights
     columns: Weights
     kinds: Weights
-    bias: Weights
     second: Weights
-    second_bias: Weights
     last: Weights
+    second_bias: Weights
     last_bias: Weights
 
-    def every(self) -> tuple[Weights, ...]:
-        return msgspec.structs.astuple(self)
+    @classmethod
+    def of(cls, columns: int, kinds: int) -> "_Parts":
+        """Return parts that are all 0."""
+        shapes = (
+            (columns, _NETWORKS * _HIDDEN),
+            (kinds, _NETWORKS * _HIDDEN),
+            (_NETWORKS, _HIDDEN, _HIDDEN),
+            (_NETWORKS, _HIDDEN, 1),
+            (_NETWORKS, 1, _HIDDEN),
+            (_NETWORKS, 1, 1),
+        )
+        ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
+        every = np.zeros(ends[-1], np.float32)
+        return cls(every, *(part.reshape(shape) for part, shape in zip(np.split(every, ends), shapes, strict=False)))
 
-    def weights(self) -> tuple[Weights, ...]:
-        return self.columns, self.kinds, self.second, self.last
+    @property
+    def weights(self) -> Weights:
+        """Return the part of the vector that decays: all but the biases."""
+        return self.every[: -(self.second_bias.size + self.last_bias.size)]
 
     def network(self, number: int) -> tuple[Layer, ...]:
         """Return the layers of one network."""
         own = slice(number * _HIDDEN, (number + 1) * _HIDDEN)
         first = np.concatenate([self.columns[:, own], self.kinds[:, own]])
         layers = (
-            (first, self.bias[own]),
+            (first, np.zeros(_HIDDEN)),
             (self.second[number], self.second_bias[number, 0]),
             (self.last[number], self.last_bias[number, 0]),
         )
@@ -148,9 +162,8 @@ def _train(lesson: Lesson, plain: Weights, rng: np.random.Generator) -> _Parts:
 
     All networks see the same models in the same order, and differ by where they began.
     """
-    parts = _start(plain.shape[1], lesson.kinds, rng)
-    first = [np.zeros_like(part) for part in parts.every()]
-    second = [np.zeros_like(part) for part in parts.every()]
+    parts, slopes = _start(plain.shape[1], lesson.kinds, rng), _Parts.of(plain.shape[1], lesson.kinds)
+    descent = _Descent.of(len(parts.every))
     kinds = lesson.x[:, -1].astype(np.int64)
     count = len(lesson.latency_ns)
     ends = np.append(lesson.starts[1:], len(plain))
@@ -168,20 +181,42 @@ def _train(lesson: Lesson, plain: Weights, rng: np.random.Generator) -> _Parts:
             rate = _RATE * 0.5 * (1.0 + np.cos(np.pi * step / steps)) + 1e-5
             own = room.rows(len(rows))
             np.take(plain, rows, axis=0, out=own.x, mode="clip")
-            slopes = _slopes(lesson, kinds[rows], parts, models, rows, owner, own)
-            for part, slope, mean, square in zip(parts.every(), slopes.every(), first, second, strict=True):
-                _descend(part, slope, mean, square, step, rate)
-            for weights in parts.weights():
-                weights *= np.float32(1.0 - rate * _DECAY)
+            _find_slopes(lesson, kinds[rows], parts, models, rows, owner, own, slopes)
+            descent.descend(parts.every, slopes.every, step, rate)
+            parts.weights[:] *= np.float32(1.0 - rate * _DECAY)
     return parts
 
 
-def _descend(part: Weights, slope: Weights, mean: Weights, square: Weights, step: int, rate: float) -> None:
-    """Move a part by its slope, in place, and what is remembered of its slopes."""
-    mean += np.float32(1.0 - _FAST) * (slope - mean)
-    square += np.float32(1.0 - _SLOW) * (slope**2 - square)
-    size = np.sqrt(square * np.float32(1.0 / (1.0 - _SLOW**step))) + np.float32(1e-8)
-    part -= np.float32(rate / (1.0 - _FAST**step)) * mean / size
+class _Descent(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold what Adam remembers of slopes, and room to work in."""
+
+    mean: Weights
+    square: Weights
+    move: Weights
+    size: Weights
+
+    @classmethod
+    def of(cls, count: int) -> "_Descent":
+        """Return what remembers nothing, for so many weights."""
+        mean, square, move, size = np.zeros((4, count), np.float32)
+        return cls(mean=mean, square=square, move=move, size=size)
+
+    def descend(self, weights: Weights, slopes: Weights, step: int, rate: float) -> None:
+        """Move weights by their slopes, in place."""
+        mean, square, move, size = self.mean, self.square, self.move, self.size
+        np.subtract(slopes, mean, out=move)
+        move *= np.float32(1.0 - _FAST)
+        mean += move
+        np.multiply(slopes, slopes, out=move)
+        move -= square
+        move *= np.float32(1.0 - _SLOW)
+        square += move
+        np.multiply(square, np.float32(1.0 / (1.0 - _SLOW**step)), out=size)
+        np.sqrt(size, out=size)
+        size += np.float32(1e-8)
+        np.divide(mean, size, out=move)
+        move *= np.float32(rate / (1.0 - _FAST**step))
+        weights -= move
 
 
 def _start(columns: int, kinds: int, rng: np.random.Generator) -> _Parts:
@@ -193,24 +228,13 @@ def _start(columns: int, kinds: int, rng: np.random.Generator) -> _Parts:
         return made
 
     first = drawn(columns + kinds, _HIDDEN).transpose(1, 0, 2).reshape(columns + kinds, -1)
-    return _Parts(
-        columns=first[:columns].copy(),
-        kinds=first[columns:].copy(),
-        bias=np.zeros(_NETWORKS * _HIDDEN, np.float32),
-        second=drawn(_HIDDEN, _HIDDEN),
-        second_bias=np.zeros((_NETWORKS, 1, _HIDDEN), np.float32),
-        last=drawn(_HIDDEN, 1, share=0.1),
-        last_bias=np.zeros((_NETWORKS, 1, 1), np.float32),
-    )
+    parts = _Parts.of(columns, kinds)
+    parts.columns[:], parts.kinds[:] = first[:columns], first[columns:]
+    parts.second[:], parts.last[:] = drawn(_HIDDEN, _HIDDEN), drawn(_HIDDEN, 1, share=0.1)
+    return parts
 
 
-def _rectified(x: Weights, bias: Weights) -> Weights:
-    """Add the bias and leave what is positive, in place."""
-    x += bias
-    return np.maximum(x, 0.0, out=x)
-
-
-def _slopes(
+def _find_slopes(
     lesson: Lesson,
     kinds: NDArray[np.int64],
     parts: _Parts,
@@ -218,8 +242,9 @@ def _slopes(
     rows: NDArray[np.int64],
     owner: NDArray[np.int64],
     room: _Room,
-) -> _Parts:
-    """Return the gradient of the loss over some models by each part.
+    slopes: _Parts,
+) -> None:
+    """Write the gradient of the loss over some models by each part into `slopes`.
 
     `owner` says whose each of the `rows` is; the room is theirs, and its `x` holds their columns.
     """
@@ -228,40 +253,49 @@ def _slopes(
     count = len(rows)
     entered = np.matmul(room.x, parts.columns, out=room.first)
     entered += np.take(parts.kinds, kinds, axis=0, out=room.early, mode="clip")
-    first = _by_network(_rectified(entered, parts.bias))
-    second = _rectified(np.matmul(first, parts.second, out=room.second), parts.second_bias)
+    np.maximum(entered, 0.0, out=entered)
+    first = _by_network(entered)
+    second = np.matmul(first, parts.second, out=room.second)
+    second += parts.second_bias
+    np.maximum(second, 0.0, out=second)
     own = (second @ parts.last + parts.last_bias)[:, :, 0].astype(np.float64)
-    residual = np.clip(own, -lesson.bound, lesson.bound)
-    counts = lesson.counts[rows]
-    price = np.exp(residual) * (lesson.physics_ns[rows] * counts)
-    slope = np.zeros_like(price)
-    forms = lesson.forms[:, rows].astype(np.float64)
-    for form in forms:
-        own_ns = price * form
-        total = np.stack([np.bincount(owner, one, minlength=len(models)) for one in own_ns]) + lesson.run_ns
-        error = np.nan_to_num(np.clip(np.log(total / lesson.latency_ns[models]), -_FAR_SUM, _FAR_SUM))
-        slope += (error[:, owner] + _PULL * own) * (own_ns / total[:, owner]) / (len(forms) * len(models))
-    uses = forms.sum(axis=0)
-    target = lesson.target[rows]
-    known = np.isfinite(target)
-    difference = np.clip(residual[:, known] - target[known], -_FAR_LABEL, _FAR_LABEL)
-    slope[:, known] += (_LABELS / (uses * counts).sum() * (uses * lesson.weights[rows])[known]) * difference
-    last = slope.astype(np.float32)[:, :, None]
+    last = _loss_slopes(lesson, own, models, rows, owner).astype(np.float32)[:, :, None]
     middle = np.multiply(last, parts.last.transpose(0, 2, 1), out=room.middle)
     middle *= np.greater(second, 0.0, out=room.second_positive)
     np.matmul(middle, parts.second.transpose(0, 2, 1), out=_by_network(room.early))
     early = room.early
     early *= np.greater(entered, 0.0, out=room.first_positive)
-    chosen = csr_array((np.ones(count, np.float32), kinds, np.arange(count + 1)), shape=(count, lesson.kinds))
-    return _Parts(
-        columns=room.x.T @ early,
-        kinds=np.asarray(chosen.T @ early),
-        bias=early.sum(axis=0),
-        second=first.transpose(0, 2, 1) @ middle,
-        second_bias=middle.sum(axis=1, keepdims=True),
-        last=second.transpose(0, 2, 1) @ last,
-        last_bias=last.sum(axis=1, keepdims=True),
-    )
+    ones = np.ones(count, np.float32)
+    np.matmul(room.x.T, early, out=slopes.columns)
+    slopes.kinds[:] = csr_array((ones, kinds, np.arange(count + 1)), shape=(count, lesson.kinds)).T @ early
+    np.matmul(first.transpose(0, 2, 1), middle, out=slopes.second)
+    np.matmul(second.transpose(0, 2, 1), last, out=slopes.last)
+    # A product with ones adds rows up three times faster than a sum over them does.
+    np.matmul(ones, middle, out=slopes.second_bias[:, 0])
+    np.sum(last, axis=1, keepdims=True, out=slopes.last_bias)
+
+
+def _loss_slopes(
+    lesson: Lesson, own: Floats, models: NDArray[np.int64], rows: NDArray[np.int64], owner: NDArray[np.int64]
+) -> Floats:
+    """Return the gradient of the loss by each network's answer for each of the rows, [networks, rows]."""
+    residual = np.clip(own, -lesson.bound, lesson.bound)
+    counts = lesson.counts[rows]
+    price = np.exp(residual) * (lesson.physics_ns[rows] * counts)
+    slope = np.zeros_like(price)
+    forms = lesson.forms[:, rows].astype(np.float64)
+    begins = np.searchsorted(owner, np.arange(len(models)))
+    for form in forms:
+        own_ns = price * form
+        total = np.add.reduceat(own_ns, begins, axis=1) + lesson.run_ns
+        error = np.nan_to_num(np.clip(np.log(total / lesson.latency_ns[models]), -_FAR_SUM, _FAR_SUM))
+        share = own_ns / (total * (len(forms) * len(models))).take(owner, axis=1)
+        slope += (error.take(owner, axis=1) + _PULL * own) * share
+    uses = forms.sum(axis=0)
+    target = lesson.target[rows]
+    weights = np.where(np.isfinite(target), uses * lesson.weights[rows], 0.0) * (_LABELS / (uses * counts).sum())
+    slope += weights * np.clip(residual - np.nan_to_num(target), -_FAR_LABEL, _FAR_LABEL)
+    return slope
 
 
 def _by_network(x: Weights) -> Weights:

@@ -24,7 +24,7 @@ from latmod.kernel_fitting import (
     telling_ns,
     training_kernels,
 )
-from latmod.kernel_study import Held, calibrate_widths, label_noise, leave_families_out, leave_networks_out
+from latmod.kernel_study import Held, calibrate_widths, fit_and_hold_out, label_noise
 from latmod.kernels import FIELDS, Kernel
 from latmod.kernels.columns import OWN, column_matrix
 from latmod.labels import LabelledModel
@@ -244,9 +244,10 @@ def test_groups() -> None:
 
 def test_families_are_held_out_one_by_one() -> None:
     own = models(48)
-    folds = leave_families_out(own)
-    held = folds.held
-    assert sorted(folds.fitted) == sorted({model.family for model in own})
+    found = fit_and_hold_out(own, judged=False)
+    held = found.held
+    assert not found.known
+    assert sorted(found.folds) == sorted({model.family for model in own})
     assert [one.model for one in held] == [one.model for one in own]
     widths = calibrate_widths(held)
     assert list(widths.quantiles) == sorted(widths.quantiles)
@@ -282,7 +283,11 @@ def test_what_labels_scatter_by_is_told_from_their_halves() -> None:
 
 def test_networks_of_known_families_are_held_out_in_quarters() -> None:
     own = models(48)
-    held = leave_networks_out(own)
+    found = fit_and_hold_out(own)
+    held = found.known
     assert [one.model for one in held] == [one.model for one in own]
     assert 0.0 < np.mean([abs(one.log_error) for one in held]) < 0.05
-    assert leave_networks_out(own, jobs=2) == held
+    again = fit_and_hold_out(own, jobs=2)
+    assert again.known == held
+    assert again.held == found.held
+    assert list(again.folds) == list(found.folds)
