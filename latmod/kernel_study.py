@@ -13,15 +13,13 @@ from latmod.coverage import observe_ranges, share_group, unseen
 from latmod.intervals import Widths, fit_widths
 from latmod.kernel_fitting import parted, priced
 from latmod.labels import LabelledModel
-from latmod.scores import median_known
+from latmod.scores import NORMAL_MEDIAN, median_known
 from latmod.study import COVERAGE, run_all
 from latmod.total_fitting import fit_sum
 
 Floats = NDArray[np.float64]
 
 _QUARTERS = 4
-_NORMAL_MEDIAN = 0.6745
-"""Median of the absolute value of a standard normal variable."""
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,7 +167,7 @@ def label_noise(held: Sequence[Held]) -> float:
     The mean of two halves deviates half as much as they do from each other.
     """
     between = median_known([one.noise for one in held])
-    return 0.0 if np.isnan(between) else between / _NORMAL_MEDIAN / 2.0
+    return 0.0 if np.isnan(between) else between / NORMAL_MEDIAN / 2.0
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):

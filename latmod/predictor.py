@@ -22,6 +22,7 @@ from latmod.inspection import unknown_share
 from latmod.kernels import Kernel, adjusted, channel_block, kernels, nearest_rules
 from latmod.kernels.columns import PHYSICAL, Columns, column_matrix
 from latmod.load_time import load_ns
+from latmod.scores import NORMAL_90, NORMAL_MEDIAN
 from latmod.timing import Reference
 
 if TYPE_CHECKING:
@@ -242,15 +243,24 @@ class GraphPredictor(Predictor):
         """Inside its domain the narrowest calibrated interval counts; outside, distance, then the domain's size."""
         distance = self.distance(query.features)
         if distance <= TOLERANCE:
-            return Standing(tier=0, distance=0.0, narrowness=self.card.quantiles[0], name=self.name)
+            return Standing(tier=0, distance=0.0, narrowness=self._width(0.0), name=self.name)
         return Standing(tier=2, distance=distance, narrowness=-self.card.domain.volume(), name=self.name)
+
+    def _width(self, distance: float) -> float:
+        """Return the quantile of |log(measured / predicted)|, of measurements in another sweep than what was fitted to.
+
+        The quantiles are of models of the same sweep. Sweeps two hours and more apart differed by 0.7 to 3.5 times what
+        halves of one did, the median 1.05 times (`latmod repeat` of four data sets with those under datasets/checks).
+        """
+        scatter = (self.card.noise_floor or 0.0) / NORMAL_MEDIAN
+        return float(np.hypot(np.log(spread(self.card.quantiles, distance)), NORMAL_90 * scatter))
 
     def _answer(self, query: Query, latency_ms: float) -> Prediction:
         reasons = self.card.domain.reasons(query.features) + query.reasons
         if query.unknown_share > MAX_UNKNOWN_SHARE:
             reasons += (f"unknown operators make up {query.unknown_share:.0%} of its cost",)
         doubtful = bool(query.reasons) or query.unknown_share > MAX_UNKNOWN_SHARE
-        factor = spread(self.card.quantiles, max(self.distance(query.features), FAR if doubtful else 0.0))
+        factor = float(np.exp(self._width(max(self.distance(query.features), FAR if doubtful else 0.0))))
         return self._prediction(query, latency_ms, factor, reasons=reasons, unknown_share=query.unknown_share)
 
 

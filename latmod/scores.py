@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 NORMAL_90 = 1.6449
 """Half of the 90 % interval of a normal distribution, in standard deviations."""
+NORMAL_MEDIAN = 0.6745
+"""Median of the absolute value of a standard normal variable."""
 
 Floats = NDArray[np.float64]
 

@@ -127,6 +127,14 @@ def test_a_missing_block_type_is_out_of_domain():
     assert domain.distance(RESNET50) >= 1.0
 
 
+def test_intervals_are_no_narrower_than_sweeps_repeat(varied):
+    """Halves of a sweep differ by the noise floor in the median, and another sweep about as much (latmod repeat)."""
+    again = 1.6449 * varied.card.noise_floor / 0.6745
+    found = varied.predict(RESNET50)
+    assert again > 0.0
+    assert np.log(found.high_ms / found.latency_ms) >= max(again, varied.card.quantiles[0])
+
+
 @settings(deadline=None)
 @given(st.floats(0, 40), st.floats(0, 40))
 def test_intervals_only_grow_with_the_distance(a, b):
