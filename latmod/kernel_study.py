@@ -83,16 +83,16 @@ def fit_and_hold_out(
     quarters = [order[first::_QUARTERS].tolist() for first in range(min(_QUARTERS, len(order)))] if judged else []
     rest = [*quarters, []]
     tasks = list(zip([*left, *rest], [*starts, *([near.whole if near else None] * len(rest))], strict=True))
-    # Dealt out beforehand, since to send the models takes a tenth of what a fit does.
-    hands = [range(first, len(tasks), jobs) for first in range(min(jobs, len(tasks)))]
-    dealt = run_all(partial(_without_each, models, also, seed), [[tasks[at] for at in hand] for hand in hands], jobs)
-    done = {at: part for hand, parts in zip(hands, dealt, strict=True) for at, part in zip(hand, parts, strict=True)}
-    folds = [done[at] for at in range(len(families))]
+    # Dealt out beforehand, so that each process unpacks the models once: 559 take 1.2 s, a fit without a family 20.
+    hands = [tasks[first::jobs] for first in range(min(jobs, len(tasks)))]
+    dealt = run_all(partial(_without_each, models, also, seed), hands, jobs)
+    done = [dealt[at % jobs][at // jobs] for at in range(len(tasks))]
+    folds, known, (whole, _) = done[: len(families)], done[len(families) : -1], done[-1]
     return Fits(
         folds={family: fitted for family, (fitted, _) in zip(families, folds, strict=True)},
         held=_in_order(models, folds),
-        known=_in_order(models, [done[len(families) + at] for at in range(len(quarters))]) if quarters else (),
-        whole=done[len(tasks) - 1][0],
+        known=_in_order(models, known) if judged else (),
+        whole=whole,
     )
 
 

@@ -134,7 +134,8 @@ class _Parts(msgspec.Struct, frozen=True):
         )
         ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
         every = np.zeros(ends[-1], np.float32)
-        return cls(every, *(part.reshape(shape) for part, shape in zip(np.split(every, ends), shapes, strict=False)))
+        parts = np.split(every, ends[:-1])
+        return cls(every, *(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)))
 
     @property
     def weights(self) -> Weights:
