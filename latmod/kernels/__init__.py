@@ -1,12 +1,13 @@
 """Turn a graph into the kernels that a given runtime executes, without any engine at hand."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from latmod.graph import Graph
-from latmod.kernels.kernel import FIELDS, Kernel, describe
+from latmod.kernels.kernel import ACTIVATIONS, FIELDS, Kernel, describe
 from latmod.kernels.mnn import changed_in_mnn
+from latmod.kernels.nchwc import DOMAIN
 from latmod.kernels.ncnn import changed_in_ncnn
 from latmod.kernels.onnxruntime import optimise
 from latmod.kernels.openvino import changed_in_openvino
@@ -20,6 +21,10 @@ None of them has anything of what onnxruntime puts in: layouts of its blocks, re
 kernels OpenVINO, MNN and tract told nothing at all, and they were priced at 1 to 4 % of what networks take
 (kernels-engines-zen4); nor did ncnn of 2,100 layouts (kernels-zen3).
 """
+
+_MADE_CONVOLUTIONS = {"BatchNormalization": 2.0, "Mul": 1.0}
+"""What onnxruntime makes depthwise convolutions of, and the element-wise steps of each (latmod.cost)."""
+_TAKEN_IN = ACTIVATIONS | {"Add", "Sum"}
 
 
 def kernels(graph: Graph, rules: str, *, isa: Iterable[str] = (), threads: int = 1) -> tuple[Kernel, ...]:
@@ -37,18 +42,28 @@ def adjusted(graph: Graph, rules: str, found: tuple[Kernel, ...]) -> tuple[Kerne
     """Return kernels by some rules, made of those by the nearest; the very same where nothing differs."""
     if rules not in _CHANGES:
         return found
-    changed: dict[int, Kernel | None] = {place: None for place, kernel in enumerate(found) if not kernel.nodes}
-    changed |= _CHANGES[rules](graph, found)
-    if not changed:
+    ops = {node.name: node.op for node in graph.nodes}
+    own = tuple(_as_the_file_says(ops, _writing_the_files_values(graph, kernel)) for kernel in found)
+    changed: dict[int, Kernel | None] = {place: None for place, kernel in enumerate(own) if not kernel.nodes}
+    changed |= _CHANGES[rules](graph, own)
+    if not changed and own == found:
         return found
-    own = (changed.get(place, kernel) for place, kernel in enumerate(found))
-    return tuple(_writing_the_files_values(graph, kernel) for kernel in own if kernel is not None)
+    left = (changed.get(place, kernel) for place, kernel in enumerate(own))
+    return tuple(kernel for kernel in left if kernel is not None)
 
 
 def _writing_the_files_values(graph: Graph, kernel: Kernel) -> Kernel:
     """Return a kernel that writes a value of the file itself where it wrote it for what onnxruntime puts in behind."""
     values = tuple(name if name in graph.producers else name.rpartition(":")[0] or name for name in kernel.values)
     return kernel if values == kernel.values else msgspec.structs.replace(kernel, values=values)
+
+
+def _as_the_file_says(ops: Mapping[str, str], kernel: Kernel) -> Kernel:
+    """Return a norm or a scale as such where onnxruntime makes a convolution of it, to stay in its blocks."""
+    first = ops[kernel.nodes[0]] if kernel.nodes and kernel.op == f"{DOMAIN}Conv" else ""
+    if first not in _MADE_CONVOLUTIONS or any(ops[node] not in _TAKEN_IN for node in kernel.nodes[1:]):
+        return kernel
+    return kernel.element_wise(first, _MADE_CONVOLUTIONS[first])
 
 
 def nearest_rules(rules: str) -> str:

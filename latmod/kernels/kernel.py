@@ -48,7 +48,9 @@ FIELDS = (
 _ACTIVATION_STEPS = {
     "Relu": 1.0, "Clip": 2.0, "LeakyRelu": 2.0, "HardSigmoid": 3.0, "HardSwish": 4.0, "Sigmoid": 4.0, "Tanh": 4.0,
 }  # fmt: skip
+ACTIVATIONS = frozenset(_ACTIVATION_STEPS)
 _BLOCK = 16
+_ELEMENT_WISE = ("bytes_in", "bytes_out", "bytes_weights", "numel_out", "rank", "operands", "outputs", "last_dim")
 
 
 class Kernel(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +84,12 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
         """Tell whether it is a convolution in two dimensions, none that is transposed."""
         convolves = "Conv" in self.kind and "Transpose" not in self.op and self.number("kernel_h") > 0.0
         return convolves and bool(self.outputs) and len(self.outputs[0]) == 4
+
+    def element_wise(self, op: str, steps: float) -> "Kernel":
+        """Return another operator's kernel in its place, of so many steps per element, and those that it had fused."""
+        numbers = dict.fromkeys(FIELDS, 0.0) | {name: self.number(name) for name in _ELEMENT_WISE}
+        numbers["steps"] = numbers["numel_out"] * (steps + self.number("activation") + self.number("fused_add"))
+        return msgspec.structs.replace(self, op=op, kind=op, numbers=tuple(numbers[field] for field in FIELDS))
 
     def copying(self, op: str, moved_bytes: int, **changed: float) -> "Kernel":
         """Return another operator's kernel in its place, which copies so many bytes, element by element."""

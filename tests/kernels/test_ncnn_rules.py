@@ -34,3 +34,13 @@ def test_nothing_that_onnxruntime_puts_in_is_left() -> None:
 def test_rows_that_stay_rows_are_not() -> None:
     found = kernels(read_graph(GRAPHS / "vit_b_16.onnx"), "ncnn", isa=("avx2",))
     assert "RowsToImage" not in {kernel.kind for kernel in found}
+
+
+def test_rows_are_copied_where_onnxruntime_writes_another_layout() -> None:
+    """A product's rows that become the image of a convolution: onnxruntime names what it writes plain anew."""
+    graphs = Path(__file__).parents[2] / "datasets" / "kernels-spr" / "graphs"
+    graph = read_graph(graphs / "hybrid-38461-w162-d3-s160.onnx")
+    copied = [one for one in kernels(graph, "ncnn", isa=("avx2",)) if one.kind == "RowsToImage"]
+    assert copied
+    assert all(one.number("bytes_out") == 4.0 * one.number("numel_out") for one in copied)
+    assert all(graph.producers.keys() >= {*one.values} for one in copied)

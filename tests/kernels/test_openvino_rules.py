@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import msgspec
+from onnx import TensorProto, helper, save
 
 from latmod.dataset import DatasetFolder
 from latmod.graph import read_graph
@@ -73,3 +74,33 @@ def test_norms_that_no_vectors_fit_take_more_steps() -> None:
                 per_element[slow].append(told[one.label] / one.number("numel_out"))
     assert min(map(len, per_element.values())) > 5
     assert min(per_element[True]) > 3 * max(per_element[False])
+
+
+def test_element_wise_work_in_a_row_is_one_piece() -> None:
+    """The onnx package's DenseNet has norms that no convolution takes in, each with a scale, a shift, and a Relu."""
+    graph = read_graph(DATASETS / "zoo" / "graphs" / "light_densenet121.onnx")
+    own, like = (kernels(graph, rules, isa=("avx512f",)) for rules in ("openvino", "onnxruntime"))
+    chains = [kernel for kernel in own if kernel.kind == "BatchNormalization"]
+    ops = {node.name: node.op for node in graph.nodes}
+    assert {tuple(ops[node] for node in kernel.nodes) for kernel in chains} == {
+        ("BatchNormalization", "Mul", "Add", "Relu")
+    }
+    for kernel in chains:
+        # Read once, written once; a scale and a shift per channel besides.
+        assert kernel.number("bytes_in") == kernel.number("bytes_out") == 4.0 * kernel.number("numel_out")
+        assert kernel.values == graph.nodes[[node.name for node in graph.nodes].index(kernel.nodes[-1])].outputs
+    assert all(kernel.number("steps") == 5.0 * kernel.number("numel_out") for kernel in chains)
+    assert {node for kernel in own for node in kernel.nodes} == {node for kernel in like for node in kernel.nodes}
+
+
+def test_what_something_else_reads_ends_a_chain(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Mul", ["x", "x"], ["square"], name="square"),
+        helper.make_node("Add", ["square", "x"], ["sum"], name="sum"),
+        helper.make_node("Relu", ["sum"], ["kept"], name="relu"),
+        helper.make_node("Sub", ["kept", "square"], ["y"], name="difference"),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8, 4, 4]) for name in ("x", "y")]
+    save(helper.make_model(helper.make_graph(nodes, "chains", ends[:1], ends[1:])), tmp_path / "chains.onnx")
+    found = {kernel.nodes for kernel in kernels(read_graph(tmp_path / "chains.onnx"), "openvino", isa=("avx2",))}
+    assert found == {("square",), ("sum", "relu"), ("difference",)}
