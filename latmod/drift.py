@@ -31,8 +31,15 @@ _TYPICAL_WEIGHTS: tuple[float, ...] = (0.5, 0.05, 0.05, 0.4)
 
 Cross-validated on kernels-engines-xeon, one round, against none: OpenVINO 7.9 % MAPE for 8.1, MNN 8.4 for 8.6.
 """
-_RIDGE = 1e-5
-"""Pulls the weights to zero where the machine hardly drifted: log variance of 0.3 % squared."""
+_DIFFERING = 0.4
+"""How far weights lie from typical ones (rms over those of 21 sweeps with hundreds of models in two rounds).
+
+It draws them there where few rounds, or hardly any drift, tell them: two models with a second round (OpenVINO,
+kernels-engines-spr) gave weights of 1.0 and 1.9, which put the published networks at 2.6 times what they take.
+"""
+_LEAST_NOISE = 0.003
+_FEWEST = 4
+"""Models with two rounds below which nobody can tell whether a correction helps."""
 
 
 class Correction(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,14 +102,16 @@ def fit_correction(runtime: str, measurements: list[Measurement], nominal: Refer
     """Fit the non-negative weights that explain best how each model's rounds differ from their mean.
 
     The weights are zero where a correction did not help models that it was not fitted on: on a quiet machine the
-    reference load scatters more than the networks drift. They are typical ones where no model has two rounds.
+    reference load scatters more than the networks drift. They are drawn to typical ones, and are these where no model
+    has two rounds.
     """
     cost_ns = fault_ns(runtime, measurements)
     groups = _groups(runtime, without_faults(measurements, {runtime: cost_ns}), nominal)
     weights = _TYPICAL_WEIGHTS
     if groups:
         gain = _gain(runtime, groups)
-        weights = gain.weights if gain.corrected_rms < gain.raw_rms else _NO_WEIGHTS
+        helps = len(groups) < _FEWEST or gain.corrected_rms < gain.raw_rms
+        weights = gain.weights if helps else _NO_WEIGHTS
     return Correction(runtime=runtime, nominal=nominal, weights=weights, fault_ns=cost_ns)
 
 
@@ -157,13 +166,22 @@ def _several(groups: list[_Group]) -> list[_Group]:
 
 
 def _fit(groups: list[_Group]) -> tuple[float, ...]:
-    """Return non-negative least squares over within-model deviations, by trying all 16 sets of active parts."""
+    """Return non-negative least squares over within-model deviations, by trying all 16 sets of active parts.
+
+    With a ridge around typical weights, as much as the noise that these leave says.
+    """
     if not groups:
-        return _NO_WEIGHTS
+        return _TYPICAL_WEIGHTS
     x = np.concatenate([states - states.mean(axis=0) for states, _ in groups])
     y = np.concatenate([logs - logs.mean() for _, logs in groups])
-    gram = x.T @ x + _RIDGE * len(x) * np.eye(len(PARTS))
-    target = x.T @ y
+    typical = np.array(_TYPICAL_WEIGHTS)
+    # Each model's mean is free, and so are the weights that suit best; of fewer rounds these leave no noise at all.
+    free = len(x) - len(groups) - len(PARTS)
+    suiting, free = (np.linalg.lstsq(x, y)[0], free) if free > len(PARTS) else (typical, len(x) - len(groups))
+    noise = max(float(np.sum(np.square(y - x @ suiting))) / free, _LEAST_NOISE**2)
+    pull = noise / _DIFFERING**2
+    gram = x.T @ x + pull * np.eye(len(PARTS))
+    target = x.T @ y + pull * typical
     best, best_value = np.zeros(len(PARTS)), 0.0
     for mask in range(1, 1 << len(PARTS)):
         active = [part for part in range(len(PARTS)) if mask >> part & 1]

@@ -38,6 +38,11 @@ _STREAMED_NS_PER_BYTE = 0.2
 """What a product reads and writes in a row goes at 5 GB a second at least."""
 _MAX_NS_PER_BYTE = 0.5
 """A core reads at least 2 GB a second from memory, page faults included."""
+_FEW_BEYOND, _HELD = 3, 1e3
+"""Kernels below which nothing says what lies beyond a cache, and how strongly its rate is held where it was then.
+
+One product of 39 MB, slow for another reason, priced AlexNet's layers at 2 GB a second (OpenVINO, kernels-engines-spr).
+"""
 _PRODUCT_OVER_CONVOLUTION = 1.5
 """A product's multiply-add takes at most so many times what a convolution's does, and its bytes what memory allows.
 
@@ -321,7 +326,8 @@ def _non_negative(
 
     A ridge shares between alikes; with a `prior`, rates of the class, it draws each rate to that by their ratio: a kind
     that was seen small alone is priced large as its class is. What lies beyond a cache is bounded by the slowest that
-    memory can be: few kernels are so large, and one of them with a disturbed label would price all larger ones.
+    memory can be, and stays as the class has it (or nothing) where hardly any kernel tells it: few kernels are so
+    large, and one of them with a disturbed label would price all larger ones.
     """
     from scipy.optimize import lsq_linear  # type: ignore[import-untyped]
 
@@ -336,10 +342,12 @@ def _non_negative(
     else:
         start = np.array(prior) * norms
         pull = _LABEL_NOISE / (start / whole + _LEAST_PART)
+    beyond = np.array(["_over_" in name for name in PHYSICAL])
+    pull[beyond & (np.count_nonzero(physical, axis=0) < _FEW_BEYOND)] = _HELD * whole
     left = np.concatenate([scaled / norms * whole, np.diag(pull)])
     right = np.concatenate([root[:, 0] * whole, pull * start])
     most = np.full(len(PHYSICAL), np.inf)
-    most[["_over_" in name for name in PHYSICAL]] = _MAX_NS_PER_BYTE
+    most[beyond] = _MAX_NS_PER_BYTE
     if most_ns_per_mac:
         most[[PHYSICAL.index(name) for name in _MULTIPLY_ADDS]] = most_ns_per_mac
         most[[PHYSICAL.index(name) for name in _MOVED]] = _STREAMED_NS_PER_BYTE

@@ -195,6 +195,33 @@ def test_what_was_seen_small_alone_is_priced_large_as_its_class() -> None:
     assert relu / 2.5 < clip < relu * 2.5
 
 
+@pytest.mark.parametrize(("slow", "per_byte"), [(1, 0.1), (6, 0.5)])
+def test_one_slow_kernel_beyond_a_cache_does_not_price_all(slow: int, per_byte: float) -> None:
+    """A product of 39 MB, five times as slow as its bytes say, once or often; memory as slow as that if often."""
+
+    def one(size: float) -> Kernel:
+        return made("Gemm weights row", {"bytes_weights": size, "macs": size / 4, "padded_macs": size / 4})
+
+    rng = np.random.default_rng(5)
+    found = []
+    for number in range(40):
+        kernels = [one(float(rng.uniform(1e5, 2e7))) for _ in range(4)]
+        kernels += [one(3.9e7)] if number < slow else []
+        times = np.array(
+            [2000.0 + k.number("bytes_weights") * (0.5 if k is kernels[-1] and number < slow else 0.1) for k in kernels]
+        )
+        found.append(
+            LabelledModel(
+                model=f"m{number}", family="f", runtime="torch", kernels=tuple(kernels),
+                columns=column_matrix(kernels), kernel_ns=tuple(times.tolist()), latency_ns=float(times.sum()),
+                noise=0.01, told_ns=float(times.sum()), unmatched_ns=0.0,
+            )
+        )  # fmt: skip
+    large = one(1.5e8)
+    beyond = fit_rated(found).kernel_ns([large])[0] / large.number("bytes_weights")
+    assert per_byte / 1.5 < beyond < per_byte * 1.5
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [

@@ -102,6 +102,24 @@ def test_what_differs_from_day_to_day_does_not_count_as_drift() -> None:
     assert fit_correction("r", [*today, *tomorrow], NOMINAL).weights == pytest.approx(TRUE_WEIGHTS, abs=0.01)
 
 
+@pytest.mark.parametrize("models", [1, 2, 3, 6])
+def test_few_second_rounds_do_not_lead_far_from_what_is_typical(models: int) -> None:
+    """Two rounds that differ by noise of 5 %, in states that hardly do, could be explained by any weights."""
+    rng = random.Random(models)
+    calm = Reference(conv_ns=2_810_000, copy_ns=7_410_000, dispatch_ns=1_010_000, probe_ns=10_010)
+    bursts = [
+        Measurement(
+            model=f"m{model}", runtime="r", round=number, status="ok",
+            samples_ns=(round(1e7 * math.exp(rng.gauss(0, 0.05))),), before=now, after=now,
+        )
+        for model in range(models)
+        for number, now in enumerate((NOMINAL, calm))
+    ]  # fmt: skip
+    found = fit_correction("r", bursts, NOMINAL).weights
+    single = fit_correction("r", drifting_sweep(rounds=1), NOMINAL).weights
+    assert found in (NONE, pytest.approx(single, abs=0.2))
+
+
 def test_one_round_is_corrected_as_runtimes_are_in_general() -> None:
     found = fit_correction("r", drifting_sweep(rounds=1), NOMINAL)
     assert found.factor(NOMINAL) == 1.0
