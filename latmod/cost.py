@@ -277,7 +277,7 @@ PARTIAL_READS = frozenset({"Gather", "GatherElements", "GatherND", "Slice", "Com
 
 # Arithmetic steps per element: Sigmoid is negate, exp, add, divide; Softmax max, subtract, exp, sum, divide; a
 # normalisation mean, subtract, square, mean, scale twice, shift. Only their order of magnitude matters.
-_STEPS_PER_OUTPUT = {
+STEPS_PER_OUTPUT = {
     "Abs": 1, "Add": 1, "And": 1, "BitShift": 1, "BitwiseAnd": 1, "BitwiseNot": 1, "BitwiseOr": 1, "BitwiseXor": 1,
     "Ceil": 1, "Div": 1, "Equal": 1, "Floor": 1, "Greater": 1, "GreaterOrEqual": 1, "IsInf": 1, "IsNaN": 1, "Less": 1,
     "LessOrEqual": 1, "Mod": 1, "Mul": 1, "Neg": 1, "Not": 1, "Or": 1, "Reciprocal": 1, "Relu": 1, "Round": 1,
@@ -347,7 +347,7 @@ FORMULAS: dict[str, Formula] = {
     "Upsample": _resize,
     "DFT": _dft,
     "STFT": _dft,
-    **{op: _writes(steps) for op, steps in _STEPS_PER_OUTPUT.items()},
+    **{op: _writes(steps) for op, steps in STEPS_PER_OUTPUT.items()},
     **{op: _reads(steps) for op, steps in _STEPS_PER_INPUT.items()},
     **{op: _moves for op in _MOVING},
 }

@@ -22,8 +22,8 @@ kernels OpenVINO, MNN and tract told nothing at all, and they were priced at 1 t
 (kernels-engines-zen4); nor did ncnn of 2,100 layouts (kernels-zen3).
 """
 
-_MADE_CONVOLUTIONS = {"BatchNormalization": 2.0, "Mul": 1.0}
-"""What onnxruntime makes depthwise convolutions of, and the element-wise steps of each (latmod.cost)."""
+_MADE_CONVOLUTIONS = ("BatchNormalization", "Mul")
+"""What onnxruntime makes depthwise convolutions of."""
 _TAKEN_IN = ACTIVATIONS | {"Add", "Sum"}
 
 
@@ -63,7 +63,7 @@ def _as_the_file_says(ops: Mapping[str, str], kernel: Kernel) -> Kernel:
     first = ops[kernel.nodes[0]] if kernel.nodes and kernel.op == f"{DOMAIN}Conv" else ""
     if first not in _MADE_CONVOLUTIONS or any(ops[node] not in _TAKEN_IN for node in kernel.nodes[1:]):
         return kernel
-    return kernel.element_wise(first, _MADE_CONVOLUTIONS[first])
+    return kernel.element_wise(first)
 
 
 def nearest_rules(rules: str) -> str:

@@ -5,7 +5,7 @@ from math import prod
 
 import msgspec
 
-from latmod.cost import FORMULAS, PARTIAL_READS, VIEWS, Operands
+from latmod.cost import FORMULAS, PARTIAL_READS, STEPS_PER_OUTPUT, VIEWS, Operands
 from latmod.errors import GraphError
 from latmod.graph import FLOATS, Attribute, Node, Tensor, canonical_op
 from latmod.kernels.nchwc import DOMAIN
@@ -85,10 +85,11 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
         convolves = "Conv" in self.kind and "Transpose" not in self.op and self.number("kernel_h") > 0.0
         return convolves and bool(self.outputs) and len(self.outputs[0]) == 4
 
-    def element_wise(self, op: str, steps: float) -> "Kernel":
-        """Return another operator's kernel in its place, of so many steps per element, and those that it had fused."""
+    def element_wise(self, op: str) -> "Kernel":
+        """Return an element-wise operator's kernel in its place, which does what it had fused too."""
         numbers = dict.fromkeys(FIELDS, 0.0) | {name: self.number(name) for name in _ELEMENT_WISE}
-        numbers["steps"] = numbers["numel_out"] * (steps + self.number("activation") + self.number("fused_add"))
+        steps = STEPS_PER_OUTPUT[op] + self.number("activation") + self.number("fused_add")
+        numbers["steps"] = numbers["numel_out"] * steps
         return msgspec.structs.replace(self, op=op, kind=op, numbers=tuple(numbers[field] for field in FIELDS))
 
     def copying(self, op: str, moved_bytes: int, **changed: float) -> "Kernel":

@@ -56,14 +56,14 @@ def changed_in_openvino(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kern
 
 
 def _chained(
-    graph: Graph, found: Sequence[Kernel], places: Mapping[str, int], gone: Collection[int]
+    graph: Graph, found: Sequence[Kernel], places: Mapping[str, int], taken: Collection[int]
 ) -> dict[int, Kernel | None]:
     """Return element-wise kernels with all the work that is one piece with them, None for what they do the work of."""
     results = {tensor.name for tensor in graph.outputs}
     heads = {
         place: place
         for place, kernel in enumerate(found)
-        if kernel.kind in _CHAINED | _ENDING and kernel.outputs and place not in gone
+        if kernel.kind in _CHAINED | _ENDING and kernel.outputs and place not in taken
     }
     changed: dict[int, Kernel | None] = {}
     for node in graph.nodes:
@@ -82,11 +82,11 @@ def _chained(
 
 def _with_work_of(kernel: Kernel, later: Kernel) -> Kernel:
     """Return a kernel that goes on with what another does to its result, which is not written in between."""
-    more = {name: kernel.number(name) + later.number(name) for name in ("steps", "bytes_weights")}
-    between = kernel.number("bytes_out")
+    besides = max(0.0, later.number("bytes_in") - kernel.number("bytes_out"))
     grown = kernel.with_numbers(
-        **more,
-        bytes_in=kernel.number("bytes_in") + max(0.0, later.number("bytes_in") - between),
+        steps=kernel.number("steps") + later.number("steps"),
+        bytes_in=kernel.number("bytes_in") + besides,
+        bytes_weights=kernel.number("bytes_weights") + later.number("bytes_weights"),
         operands=kernel.number("operands") + later.number("operands") - 1.0,
     )
     return msgspec.structs.replace(grown, nodes=(*kernel.nodes, *later.nodes), values=later.values)
