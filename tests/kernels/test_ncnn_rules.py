@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from latmod.graph import read_graph
 from latmod.kernels import kernels
 
@@ -36,11 +38,15 @@ def test_rows_that_stay_rows_are_not() -> None:
     assert "RowsToImage" not in {kernel.kind for kernel in found}
 
 
-def test_rows_are_copied_where_onnxruntime_writes_another_layout() -> None:
-    """A product's rows that become the image of a convolution: onnxruntime names what it writes plain anew."""
-    graphs = Path(__file__).parents[2] / "datasets" / "kernels-spr" / "graphs"
-    graph = read_graph(graphs / "hybrid-38461-w162-d3-s160.onnx")
-    copied = [one for one in kernels(graph, "ncnn", isa=("avx2",)) if one.kind == "RowsToImage"]
-    assert copied
-    assert all(one.number("bytes_out") == 4.0 * one.number("numel_out") for one in copied)
-    assert all(graph.producers.keys() >= {*one.values} for one in copied)
+@pytest.mark.parametrize("name", ["hybrid-66666-w197-d3-s224", "hybrid-38461-w162-d3-s160"])
+def test_rows_that_the_graph_itself_reshapes_are_not(name: str) -> None:
+    """SegFormer's form: tokens go through a product as a matrix, and the graph makes an image of them behind it.
+
+    Told by ncnn of the first of the two: 2.3 ns an element, for 129 behind ConvNeXt's products (kernels-engines-spr).
+    """
+    graph = read_graph(GRAPHS.parents[1] / "kernels-spr" / "graphs" / f"{name}.onnx")
+    found = kernels(graph, "ncnn", isa=("avx2",))
+    assert "RowsToImage" not in {kernel.kind for kernel in found}
+    reshaped = [one for one in found if one.op == "Reshape" and len(one.inputs[0]) == 2 and len(one.outputs[0]) == 4]
+    assert reshaped
+    assert all(one.nodes for one in reshaped)
