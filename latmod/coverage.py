@@ -91,6 +91,14 @@ def _reason(kernel: Kernel, respect: int, ranges: Ranges) -> str:
     return f"{_CHECKED[respect]} {value:.4g} of a {kernel.kind} is beyond what was measured ({low:.4g} to {high:.4g})"
 
 
+def most_underpriced(never_share: float) -> float:
+    """Return by what factor a network may be underpriced by kinds of which nothing was measured.
+
+    The share is one that `unseen` gives: of the time that it may take, in which these kinds count `NEVER_FACTOR` times.
+    """
+    return 1.0 / (1.0 - never_share * (1.0 - 1.0 / NEVER_FACTOR))
+
+
 def share_group(unseen_share: float, never_share: float) -> int:
     """Return 0, 1 or 2: few, some or many of a network's kernels, by time, lie outside what was measured; or 3.
 

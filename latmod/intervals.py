@@ -6,12 +6,13 @@ kernels for errors to cancel (fitted to generated networks on five machines, it 
 """
 
 from collections.abc import Sequence
+from math import log
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from latmod.coverage import GROUPS, share_group
+from latmod.coverage import GROUPS, most_underpriced, share_group
 from latmod.scores import NORMAL_90, conformal_quantile
 
 Floats = NDArray[np.float64]
@@ -39,11 +40,16 @@ class Widths(msgspec.Struct, frozen=True, kw_only=True):
     scatter: float = 0.0
 
     def of(self, latency_ns: float, unseen_share: float, never_share: float) -> float:
-        """Return the quantile for a network; the shares are of its time in kernels unlike what was measured."""
+        """Return the quantile for a network; the shares are of its time in kernels unlike what was measured.
+
+        Networks held out had few kinds of which nothing was measured. Of one that consists of them, such as a network
+        of integers, errors there tell nothing: it is as doubtful as the price of such a kind.
+        """
         low, high = self.range_ns
         relative = min(max(latency_ns, low), high) / (low * high) ** 0.5
         group = min(share_group(unseen_share, never_share), len(self.quantiles) - 1)
-        return float(np.hypot(self.quantiles[group] * relative**self.slope, self.scatter))
+        told = np.hypot(self.quantiles[group] * relative**self.slope, self.scatter)
+        return max(float(told), log(most_underpriced(never_share)))
 
 
 def fit_widths(

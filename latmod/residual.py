@@ -3,7 +3,7 @@
 import msgspec
 
 from latmod.cost import VIEWS
-from latmod.graph import Graph, Node, Tensor, canonical
+from latmod.graph import FLOATS, Graph, Node, Tensor, canonical
 
 _KERNELS = {"basic": ((3, 3), (3, 3)), "bottleneck": ((1, 1), (3, 3), (1, 1))}
 # The convolution of a block that carries its stride, as in torchvision ("v1.5").
@@ -49,6 +49,9 @@ def residual_shape(graph: Graph) -> ResidualShape | NotResidual:
     if not any(_may_be_stem(node, graph) for node in graph.nodes):
         # Told at once of most other networks: bringing a large graph into canonical form takes longer than the rest.
         return NotResidual(reason=_NO_STEM)
+    other = sorted({tensor.dtype for tensor in graph.tensors.values()} & FLOATS - {"float32"})
+    if other:
+        return NotResidual(reason=f"it computes in {other[0]}, not in float32")
     try:
         return _Walk(canonical(graph)).shape()
     except _OtherNetwork as reason:

@@ -2,9 +2,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, save
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, load, save
 
-from latmod.coverage import observe_ranges, share_group, unseen
+from latmod.coverage import most_underpriced, observe_ranges, share_group, unseen
 from latmod.graph import read_graph
 from latmod.kernels import FIELDS, Kernel, kernels
 
@@ -78,3 +80,29 @@ def test_numbers_of_another_size_were_never_measured(runtime: str, dtype: int, t
     found = unseen(other, np.ones(len(other)), observe_ranges(plain))
     assert [one.never for one in found] == [True] * len(other)
     assert unseen(plain, np.ones(len(plain)), observe_ranges(plain)) == []
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "mnn"])
+def test_convolutions_of_integers_were_never_measured(runtime: str, tmp_path: Path) -> None:
+    """Quantised as exporters write it: floats between integers, which engines leave out."""
+    path = small(tmp_path / "small.onnx", TensorProto.FLOAT)
+    plain = kernels(read_graph(path), runtime)
+    model = load(path)
+    (conv,) = [node for node in model.graph.node if node.op_type == "Conv"]
+    conv.input[0] = "d"
+    model.graph.initializer.append(helper.make_tensor("scale", TensorProto.FLOAT, [], [0.1]))
+    model.graph.node.insert(0, helper.make_node("QuantizeLinear", ["x", "scale"], ["q"]))
+    model.graph.node.insert(1, helper.make_node("DequantizeLinear", ["q", "scale"], ["d"]))
+    save(model, path)
+    found = kernels(read_graph(path), runtime)
+    (product,) = [one for one in found if one.number("macs") > 0]
+    assert product.kind.endswith("/quantized")
+    assert [one.never for one in unseen([product], np.ones(1), observe_ranges(plain))] == [True]
+
+
+@given(st.floats(0.0, 1.0), st.floats(0.01, 1e3))
+def test_what_was_never_measured_may_take_four_times_as_long(part: float, rest: float) -> None:
+    took = np.array([rest * part, rest * (1.0 - part)])
+    ranges = observe_ranges([kernel("Conv")])
+    share = sum(one.share for one in unseen([kernel("Erf"), kernel("Conv")], took, ranges) if one.never)
+    assert most_underpriced(share) == pytest.approx((4.0 * took[0] + took[1]) / took.sum())

@@ -142,6 +142,18 @@ def test_other_networks_are_not_residual_and_say_why(name, word):
     assert row["macs"] > 0
 
 
+def test_a_residual_network_of_other_numbers_is_none_of_those_measured(tmp):
+    path = write_resnet(tmp / "half.onnx", block="basic", blocks=(1, 1, 1, 1), width=8, side=64, classes=10)
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        tensor.data_type = onnx.TensorProto.FLOAT16
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    onnx.save(model, path)
+    shape = residual_shape(read_graph(path))
+    assert shape == NotResidual(reason="it computes in float16, not in float32")
+
+
 def test_an_older_exporter_writes_the_same_network(tmp):
     shape = residual_shape(read_graph(LIGHT / "light_resnet50.onnx"))
     assert shape == ResidualShape(

@@ -22,7 +22,7 @@ def test_errors_that_fall_with_latency_and_grow_with_what_is_unseen_are_followed
     widths = fit_widths(missed, latency_ns, groups.tolist(), coverage=0.9, noise=0.0)
     assert widths.slope == pytest.approx(-0.25, abs=0.05)
     assert np.array(widths.quantiles) / widths.quantiles[0] == pytest.approx([1.0, 1.5, 2.0, 6.0], rel=0.15)
-    shares = ((0.0, 0.0), (0.1, 0.0), (0.5, 0.0), (0.5, 0.5))
+    shares = ((0.0, 0.0), (0.1, 0.0), (0.5, 0.0), (0.5, 0.05))
     fresh, latency_ns, groups = errors(2, (1.0, 1.5, 2.0, 6.0), -0.25)
     halves = np.array([widths.of(ns, *shares[group]) for ns, group in zip(latency_ns, groups, strict=True)])
     small = latency_ns < 3e6
@@ -69,3 +69,10 @@ def test_what_rounds_scatter_by_comes_to_it_at_any_size() -> None:
 
 def test_a_predictor_of_three_groups_takes_the_last_for_what_was_never_measured() -> None:
     assert Widths(quantiles=(0.1, 0.2, 0.3)).of(5e6, 0.1, 0.1) == 0.3
+
+
+def test_a_network_of_what_was_never_measured_is_as_doubtful_as_its_price() -> None:
+    """Errors of networks that had a tenth of it say nothing about one that has nothing else."""
+    widths = Widths(quantiles=(0.1, 0.1, 0.1, 0.1))
+    assert widths.of(5e6, 0.1, 0.1) == pytest.approx(0.1)
+    assert widths.of(5e6, 1.0, 1.0) == pytest.approx(np.log(4.0))

@@ -18,6 +18,7 @@ _CONVOLUTIONS = frozenset({"Conv", "SlowConv", "com.microsoft::FusedConv", f"{DO
 _PRODUCTS = frozenset({"MatMul", "Gemm", "com.microsoft::FusedGemm", "com.microsoft::FusedMatMul"})
 _ALIASES = {"SlowConv": "Conv"}
 _OTHER_FLOATS = FLOATS - {"float32"}
+_OTHER_NUMBERS = _OTHER_FLOATS | {"quantized"}
 _RESIZING, _PLAIN = ("Resize", "Upsample"), "nearest"
 _ROWWISE = frozenset({"LayerNormalization", "com.microsoft::SkipLayerNormalization", "Softmax"})
 _KINDS = {
@@ -81,9 +82,10 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def convolves_images(self) -> bool:
-        """Tell whether it is a convolution in two dimensions, none that is transposed."""
+        """Tell whether it is a convolution in two dimensions, in float32, none that is transposed."""
         convolves = "Conv" in self.kind and "Transpose" not in self.op and self.number("kernel_h") > 0.0
-        return convolves and bool(self.outputs) and len(self.outputs[0]) == 4
+        plain = self.kind.rpartition("/")[2] not in _OTHER_NUMBERS
+        return convolves and plain and bool(self.outputs) and len(self.outputs[0]) == 4
 
     def element_wise(self, op: str) -> "Kernel":
         """Return an element-wise operator's kernel in its place, which does what it had fused too."""
@@ -220,8 +222,10 @@ def _describe(form: _Form) -> _Described:
     if node.op in _CONVOLUTIONS and len(inputs) > 3:
         numbers["fused_add"] = 1.0
     other = next((tensor.dtype for tensor in outputs if tensor.dtype in _OTHER_FLOATS), "")
+    if not other and "quantized" in node.attributes:
+        other = "quantized"
     if other:
-        # A form of its own, and never measured: engines bring most to float32 and back.
+        # A form of its own, and never measured: engines bring most floats to float32 and back.
         kind = f"{kind}/{other}"
     return (
         kind,

@@ -112,7 +112,7 @@ class _Layout:
         if len(weight) != 4 or any(name not in work.static for name in step.inputs[1:] if name):
             return
         tensor = work.tensors.get(step.inputs[0])
-        if tensor is None or tensor.dtype != "float32":
+        if tensor is None or tensor.dtype != "float32" or "quantized" in step.attributes:
             return
         filters, channels = weight[0], weight[1]
         group = step.integer("group", 1)

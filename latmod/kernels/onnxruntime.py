@@ -19,6 +19,7 @@ _CONV_ACTIVATIONS = frozenset({"Relu", "Sigmoid", "Tanh", "LeakyRelu", "Clip", "
 def optimise(graph: Graph, *, block: int) -> Rewriter:
     """Return what is executed, step by step; `block` is the channel block of the machine's convolutions (8 or 16)."""
     work = Rewriter(graph)
+    _mark_quantized(work)
     _decompose(work)
     _merge_twins(work)
     _fuse_pads(work)
@@ -52,6 +53,14 @@ def optimise(graph: Graph, *, block: int) -> Rewriter:
             # What a network returns has memory of its own.
             step.attributes = {**step.attributes, "copies": 1}
     return work
+
+
+def _mark_quantized(work: Rewriter) -> None:
+    """QDQSelectorActionTransformer: what reads integers made floats again computes with the integers."""
+    for step in work.live("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        before = work.producers.get(step.inputs[0])
+        if before is not None and before.op == "DequantizeLinear":
+            step.attributes = {**step.attributes, "quantized": 1}
 
 
 def _decompose(work: Rewriter) -> None:

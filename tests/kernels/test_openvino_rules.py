@@ -104,3 +104,13 @@ def test_what_something_else_reads_ends_a_chain(tmp_path: Path) -> None:
     save(helper.make_model(helper.make_graph(nodes, "chains", ends[:1], ends[1:])), tmp_path / "chains.onnx")
     found = {kernel.nodes for kernel in kernels(read_graph(tmp_path / "chains.onnx"), "openvino", isa=("avx2",))}
     assert found == {("square",), ("sum", "relu"), ("difference",)}
+
+
+def test_a_scale_of_one_number_is_no_scale_of_columns(tmp_path: Path) -> None:
+    """As dynamic quantisation scales its scales: what has no columns goes into no weights."""
+    nodes = [helper.make_node("ReduceMax", ["x"], ["m"], keepdims=0), helper.make_node("Mul", ["m", "s"], ["y"])]
+    value = [helper.make_tensor_value_info(name, 1, shape) for name, shape in (("x", [4, 4]), ("y", []))]
+    graph = helper.make_graph(nodes, "scales", value[:1], value[1:], [helper.make_tensor("s", 1, [], [0.1])])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "scales.onnx")
+    found = kernels(read_graph(tmp_path / "scales.onnx"), "openvino")
+    assert [one.op for one in found] == ["ReduceMax", "Mul"]
