@@ -148,6 +148,25 @@ def choose_each(predictors: Sequence[Predictor], query: Query) -> tuple[Predicto
     return tuple(choose(own, query) for own in groups)
 
 
+def that_can_run(predictors: Sequence[P], query: Query, notify: Callable[[str], None] | None = None) -> tuple[P, ...]:
+    """Keep the predictors whose runtime is not known to refuse the model; `notify` is told of each other runtime.
+
+    Raises PredictorError where none is left.
+    """
+    refusals = [one.refusal(query) for one in predictors]
+    lines = {
+        one.card.runtime: f"{one.card.runtime} cannot run {query.model}: {refusal}"
+        for one, refusal in zip(predictors, refusals, strict=True)
+        if refusal
+    }
+    if predictors and all(refusals):
+        raise PredictorError("; ".join(lines.values()))
+    if notify is not None:
+        for line in lines.values():
+            notify(line)
+    return tuple(one for one, refusal in zip(predictors, refusals, strict=True) if not refusal)
+
+
 def ask(graph: Graph, model: str = "") -> Query:
     """Return what a graph asks: what predictors want to know of it, and why it is doubtful."""
     residual = residual_shape(graph)
@@ -165,15 +184,16 @@ def predict(
     shapes: dict[str, tuple[int, ...]] | None = None,
     threads: int = 1,
     state: Reference | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> list[Prediction]:
     """Predict an `.onnx` file, with or without weights: one answer per runtime, setting and machine of the predictors.
 
     Without `predictors` those that ship for `threads` are asked, of the machine most like this one; `shapes` sets
-    inputs of dynamic shape; `state` as in `Predictor.predict_all`. Raises `GraphError` for a file that cannot be read,
-    `PredictorError` without any predictor.
+    inputs of dynamic shape; `state` as in `Predictor.predict_all`. A runtime that cannot run the model gives no answer,
+    and `notify` a line. Raises `GraphError` for a file that cannot be read, `PredictorError` without any predictor.
     """
     known = _nearest_here(threads) if predictors is None else predictors
     if not known:
         raise PredictorError("no predictor at hand; make one with `latmod fit`")
     query = ask(read_graph(Path(path), shapes), Path(path).name)
-    return [one.predict_all([query], state=state)[0] for one in choose_each(known, query)]
+    return [one.predict_all([query], state=state)[0] for one in choose_each(that_can_run(known, query, notify), query)]

@@ -19,7 +19,7 @@ from latmod.factors import Adapted
 from latmod.features import graph_features
 from latmod.graph import Graph
 from latmod.inspection import unknown_share
-from latmod.kernels import Kernel, adjusted, channel_block, kernels, nearest_rules
+from latmod.kernels import Kernel, adjusted, channel_block, kernels, nearest_rules, refused
 from latmod.kernels.columns import PHYSICAL, Columns, column_matrix
 from latmod.load_time import load_ns
 from latmod.scores import NORMAL_90, NORMAL_MEDIAN
@@ -166,6 +166,10 @@ class Predictor(ABC):
     def standing(self, query: Query) -> Standing:
         """Return how fit this predictor is for a model."""
 
+    def refusal(self, query: Query) -> str:
+        """Return why the runtime cannot run the model, as far as that is known of it; nothing where it is not."""
+        return ""
+
     def _drift(self, state: Reference | None) -> float:
         """Return by how much this runtime is slower in a state than in the nominal one."""
         if state is None:
@@ -311,6 +315,10 @@ class KernelPredictor(Predictor):
         return self._last[1]
 
     _last: tuple[Query, Breakdown] | None = None
+
+    def refusal(self, query: Query) -> str:
+        """Return why the runtime cannot run the model, by its rules."""
+        return "" if query.graph is None else refused(query.graph, self.card.rules)
 
     def standing(self, query: Query) -> Standing:
         """A model inside counts by its interval, as with features; one outside still comes before features alone."""

@@ -21,7 +21,7 @@ from latmod.cli.options import (
     write,
     write_rows,
 )
-from latmod.cli.predicting import warn_of_other_machine
+from latmod.cli.predicting import note, warn_of_other_machine
 from latmod.errors import LatmodError
 from latmod.report import Format, Row, percent, render, significant
 
@@ -67,7 +67,7 @@ def compare(
     known = _comparable(chosen_predictors(predictors, runtimes, machine), threads, read_machine())
     found: list[Contender] = []
     for path in models:
-        found += compare_one(predict(path, predictors=known, shapes=parse_shapes(shapes)))
+        found += compare_one(predict(path, predictors=known, shapes=parse_shapes(shapes), notify=note))
     if measured:
         found = _with_measured(found, models, shapes, threads)
     warn_of_other_machine(known)
@@ -116,7 +116,7 @@ def plan(
     failed = 0
     for path in files:
         try:
-            answers = predict(path, predictors=known, shapes=parse_shapes(shapes))
+            answers = predict(path, predictors=known, shapes=parse_shapes(shapes), notify=note)
         except LatmodError as error:
             failed += 1
             click.echo(f"Error: {error}", err=True)
@@ -165,11 +165,12 @@ def diff(
     """
     from latmod.differing import difference
     from latmod.graph import read_graph
-    from latmod.predicting import ask, of_threads, sharpest
+    from latmod.predicting import ask, of_threads, sharpest, that_can_run
 
     limit = _fraction(fail_over)
     able = sharpest(that_add_up_kernels(of_threads(chosen_predictors(predictors, runtimes, machine), threads)))
     before, after = (ask(read_graph(path, parse_shapes(shapes)), path.name) for path in (old, new))
+    able = that_can_run(that_can_run(able, before, note), after, note)
     found = []
     for one in able:
         was, now = one.breakdown(before), one.breakdown(after)
@@ -190,7 +191,7 @@ def _comparable(known: "tuple[Predictor, ...]", threads: int, here: "Machine") -
     chosen = of_one_machine(kept, here)
     own = sorted({one.card.runtime for one in kept if one.card.machine_id == here.id})
     if own and chosen[0].card.machine_id != here.id:
-        click.echo(f"note: for this machine there are only {', '.join(own)}: --machine {here.id}", err=True)
+        note(f"for this machine there are only {', '.join(own)}: --machine {here.id}")
     return chosen
 
 

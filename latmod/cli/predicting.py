@@ -83,7 +83,7 @@ def predict(
     problems = []
     for path in models:
         try:
-            found += predict_one(path, predictors=known, shapes=parse_shapes(shapes), state=state)
+            found += predict_one(path, predictors=known, shapes=parse_shapes(shapes), state=state, notify=note)
         except LatmodError as error:
             problems.append(error)
             click.echo(f"Error: {error}", err=True)
@@ -173,14 +173,14 @@ def _predict_kernels(
 ) -> None:
     """Show where the time of each model goes, the kernels that take most first, in every runtime that can tell."""
     from latmod.graph import read_graph
-    from latmod.predicting import ask, choose_each
+    from latmod.predicting import ask, choose_each, that_can_run
     from latmod.predictor import KernelPredictor
 
     able = that_add_up_kernels(known)
     rows: list[Row] = []
     for path in models:
         query = ask(read_graph(path, shapes), path.name)
-        for one in choose_each(able, query):
+        for one in choose_each(that_can_run(able, query, note), query):
             assert isinstance(one, KernelPredictor)
             told = one.breakdown(query)
             ranked = sorted(zip(told.kernels, told.kernel_ns, strict=True), key=lambda pair: -pair[1])
@@ -229,7 +229,7 @@ def _of_this_machine(known: Sequence["Predictor"]) -> tuple["Predictor", ...]:
             "make predictors for it with `latmod adapt`"
         )
     if others:
-        click.echo(f"note: --here leaves out {', '.join(others)}, known on other machines alone", err=True)
+        note(f"--here leaves out {', '.join(others)}, known on other machines alone")
     return kept
 
 
@@ -238,6 +238,11 @@ def _state_now() -> "Reference":
     from latmod.worker import reference_passes
 
     return median_reference(reference_passes(seconds=2.0).passes)
+
+
+def note(line: str) -> None:
+    """Say something beside the results, on stderr."""
+    click.echo(f"note: {line}", err=True)
 
 
 def warn_of_other_machine(predictors: Sequence["Predictor"]) -> None:
@@ -250,10 +255,9 @@ def warn_of_other_machine(predictors: Sequence["Predictor"]) -> None:
         if machine_id != here.id:
             runtimes = sorted({one.card.runtime for one in predictors if one.card.machine_id == machine_id})
             whose = f"for {', '.join(runtimes)} " if len(machines) > 1 else ""
-            click.echo(
-                f"note: the predictions {whose}hold for {machine}; this machine is {here.label}; "
-                "`latmod adapt` makes predictors for it in a few minutes",
-                err=True,
+            note(
+                f"the predictions {whose}hold for {machine}; this machine is {here.label}; "
+                "`latmod adapt` makes predictors for it in a few minutes"
             )
 
 

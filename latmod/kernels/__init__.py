@@ -8,7 +8,7 @@ from latmod.graph import Graph
 from latmod.kernels.kernel import ACTIVATIONS, FIELDS, Kernel, describe
 from latmod.kernels.mnn import changed_in_mnn
 from latmod.kernels.nchwc import DOMAIN
-from latmod.kernels.ncnn import changed_in_ncnn
+from latmod.kernels.ncnn import changed_in_ncnn, refused_by_ncnn
 from latmod.kernels.onnxruntime import optimise
 from latmod.kernels.openvino import changed_in_openvino
 from latmod.kernels.torch import run_eagerly
@@ -21,6 +21,8 @@ None of them has anything of what onnxruntime puts in: layouts of its blocks, re
 kernels OpenVINO, MNN and tract told nothing at all, and they were priced at 1 to 4 % of what networks take
 (kernels-engines-zen4); nor did ncnn of 2,100 layouts (kernels-zen3).
 """
+
+_REFUSALS = {"ncnn": refused_by_ncnn}
 
 _MADE_CONVOLUTIONS = ("BatchNormalization", "Mul")
 """What onnxruntime makes depthwise convolutions of."""
@@ -66,6 +68,11 @@ def _as_the_file_says(ops: Mapping[str, str], kernel: Kernel) -> Kernel:
     return kernel.element_wise(first)
 
 
+def refused(graph: Graph, rules: str) -> str:
+    """Return why a runtime cannot run a graph; nothing where nothing is known against it, which is no promise."""
+    return _REFUSALS[rules](graph) if rules in _REFUSALS else ""
+
+
 def nearest_rules(rules: str) -> str:
     """Return the rules that some rules differ from in a few kernels only; else the same."""
     return "onnxruntime" if rules in _CHANGES else rules
@@ -79,4 +86,4 @@ def channel_block(isa: Iterable[str]) -> int:
     return 8 if "avx" in found or "avx2" in found else 1
 
 
-__all__ = ["FIELDS", "Kernel", "adjusted", "channel_block", "kernels", "nearest_rules"]
+__all__ = ["FIELDS", "Kernel", "adjusted", "channel_block", "kernels", "nearest_rules", "refused"]

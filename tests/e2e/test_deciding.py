@@ -66,3 +66,22 @@ def test_a_limit_must_be_a_percentage(limit: str) -> None:
     found = latmod("diff", SMALL, LARGE, f"--fail-over={limit}")
     assert found.returncode == 2
     assert "not a percentage" in found.stderr
+
+
+def test_a_runtime_that_cannot_run_the_model_is_left_out_with_a_note(tmp_path: Path) -> None:
+    batch = ("--shape", "input=8x3x224x224", "--machine", "25/17/1, avx512f")
+    found = latmod("compare", SMALL, *batch, "--format", "json")
+    assert found.returncode == 0, found.stderr
+    assert "openvino" in found.stdout
+    assert "ncnn" not in found.stdout
+    assert "note: ncnn cannot run resnet18.onnx: it runs one image at a time" in found.stderr
+    alone = latmod("predict", SMALL, *batch, "--runtime", "ncnn")
+    assert (alone.returncode, alone.stdout) == (1, "")
+    assert "Error: ncnn cannot run resnet18.onnx" in alone.stderr
+    changed = latmod("diff", SMALL, LARGE, *batch, "--fail-over", "1000%")
+    assert changed.returncode == 0, changed.stderr
+    assert "ncnn" not in changed.stdout
+    shutil.copy(SMALL, tmp_path)
+    planned = latmod("plan", tmp_path, "--budget-ms", 50, *batch)
+    assert "ncnn" not in planned.stdout
+    assert "ncnn cannot run" in planned.stderr

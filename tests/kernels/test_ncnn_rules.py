@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from latmod.dataset import DatasetFolder
 from latmod.graph import read_graph
-from latmod.kernels import kernels
+from latmod.kernels import kernels, refused
 
 GRAPHS = Path(__file__).parents[2] / "datasets" / "zoo" / "graphs"
 
@@ -50,3 +51,19 @@ def test_rows_that_the_graph_itself_reshapes_are_not(name: str) -> None:
     reshaped = [one for one in found if one.op == "Reshape" and len(one.inputs[0]) == 2 and len(one.outputs[0]) == 4]
     assert reshaped
     assert all(one.nodes for one in reshaped)
+
+
+def test_batches_are_refused() -> None:
+    graph = read_graph(GRAPHS / "resnet18.onnx", {"input": (8, 3, 224, 224)})
+    assert refused(graph, "ncnn") == "it runs one image at a time, and 'input' is a batch of 8"
+    assert refused(graph, "onnxruntime") == ""
+
+
+def test_only_what_ncnn_refused_is_refused() -> None:
+    """Held against what happened when the zoo was measured; an operator that it lacks refuses the fourth network."""
+    measurements = DatasetFolder(GRAPHS.parents[1] / "zoo-engines-zen4").read_measurements()
+    ran = {one.model: one.status == "ok" for one in measurements if one.runtime == "ncnn"}
+    known = {model for model in ran if refused(read_graph(GRAPHS / f"{model}.onnx"), "ncnn")}
+    assert len(ran) == 48
+    assert known == {"swin_t", "swin_s", "swin_v2_t-s256"}
+    assert {model for model, fine in ran.items() if not fine} == known | {"light_inception_v1"}
