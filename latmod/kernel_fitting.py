@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latmod.additive import (
+    APART,
     FLOOR_NS,
     GROUPS,
     MAX_RESIDUAL,
@@ -15,6 +16,7 @@ from latmod.additive import (
     Additive,
     Rates,
     Seeing,
+    class_of,
     group_of,
     others_of,
     residual_columns,
@@ -278,7 +280,8 @@ def _fit_rates(
     for position, kind in enumerate(kinds):
         positions.setdefault(kind, []).append(position)
     # What is of no known class moves bytes: rates of everything that is neither a convolution nor a product.
-    light = [p for kind, own in positions.items() if group_of(kind) == 3 for p in own] or list(range(len(kinds)))
+    ordinary = [own for kind, own in positions.items() if group_of(kind) == 3 and class_of(kind) != APART]
+    light = [place for own in ordinary for place in own] or list(range(len(kinds)))
     other = _non_negative(physical[light], label_ns[light], weights[light])
     classes: dict[str, list[int]] = {}
     for kind, own in sorted(positions.items()):

@@ -170,6 +170,31 @@ def test_unknown_kinds_cost_what_their_bytes_do(fitted: Additive) -> None:
     assert fitted.kernel_ns([strange])[0] > 1000.0
 
 
+def test_rows_that_are_taken_apart_price_no_other_movement() -> None:
+    """They take 100 ns an element; resizing, which goes by element too, was priced so where it was never measured."""
+    rng = np.random.default_rng(5)
+    found = []
+    for _ in range(40):
+        elements = [float(rng.integers(1e4, 1e6)) for _ in range(3)]
+        kernels = tuple(
+            made(kind, {"bytes_in": 4.0 * size, "bytes_out": 4.0 * size, "numel_out": size, "steps": size * apart})
+            for kind, size, apart in zip(("Transpose", "Concat", "RowsToImage"), elements, (0.0, 0.0, 1.0), strict=True)
+        )
+        took = (elements[0], elements[1], 100.0 * elements[2])
+        found.append(
+            msgspec.structs.replace(
+                models(1)[0], kernels=kernels, columns=column_matrix(kernels), kernel_ns=took, latency_ns=sum(took),
+                told_ns=sum(took),
+            )
+        )  # fmt: skip
+    rated = fit_rated(found)
+    whole = made("Resize", {"bytes_in": 1e6, "bytes_out": 4e6, "numel_out": 1e6, "steps": 1e6})
+    apart = made("RowsToImage", {"bytes_in": 4e6, "bytes_out": 4e6, "numel_out": 1e6, "steps": 1e6})
+    resized, parts = rated.kernel_ns([whole, apart])
+    assert resized < 3e6
+    assert parts == pytest.approx(1e8, rel=0.1)
+
+
 def test_what_was_seen_small_alone_is_priced_large_as_its_class() -> None:
     def one(kind: str, size: float) -> Kernel:
         return made(kind, {"bytes_in": size, "bytes_out": size, "numel_out": size / 4, "steps": size / 4})
