@@ -13,7 +13,7 @@ import numpy as np
 from latmod import __version__
 from latmod.additive import Additive, residual_to_onnx
 from latmod.artifact import KERNEL_SCHEMA, KernelCard, pack
-from latmod.borrowing import borrowed, told_kernels
+from latmod.borrowing import Lender, borrowed, told_kernels
 from latmod.coverage import observe_ranges
 from latmod.dataset import Card, DatasetFolder
 from latmod.differing import apart
@@ -34,7 +34,7 @@ from latmod.scores import Scores, conformal_quantile, median_known, score
 from latmod.study import COVERAGE, run_all
 from latmod.table import corrections
 from latmod.timing import Statistic
-from latmod.total_fitting import without_kernels
+from latmod.total_fitting import apportioned, scaled, without_kernels
 
 MIN_FAMILIES = 3
 """Fewer families leave nothing to hold out."""
@@ -95,9 +95,10 @@ def fit_kernel_level(
     To per-kernel times where a runtime told any, else to whole latencies alone, starting from what is `near`: the same
     runtime's prices on this machine with other threads, or those of the runtime whose kernel rules it shares (or
     nearly), where that is fitted to the same data sets. `totals_only` forgets what was told. `lenders` are data sets of
-    another machine: a runtime that told its kernels there alone starts from what these took; where it told them here
-    too, kernels of kinds that these lack are taken from there (latmod.borrowing). Models without a sample on quiet
-    cores are left out (in kernels-zen3 OpenVINO's were 27 % above their prediction). Raises MachineError where
+    other machines: a runtime that told its kernels there alone starts from what these took in the first that has it;
+    kernels of kinds that are lacking are taken from the others (latmod.borrowing). Models without a sample on quiet
+    cores are left out (in kernels-zen3 OpenVINO's were 27 % above their prediction), but where lenders tell of a kind
+    nowhere else. Raises MachineError where
     machines, versions or threads differ; DatasetError for fewer than three families, or published networks, which are
     there to test on.
     """
@@ -115,29 +116,33 @@ def fit_kernel_level(
     known: dict[str, Correction] = {}
     for folder in folders:
         correct = corrections(folder, next(iter(known.values())).nominal if known else None)
-        for name, labelled in _undisturbed(folder, [n for n in read if n in correct], correct, jobs).items():
-            models[name] += labelled
+        for name, labelled in _labelled(folder, [n for n in read if n in correct], correct, jobs).items():
+            models[name] += [one for one in labelled if not one.disturbed]
         known = correct | known
-    lent: dict[str, list[LabelledModel]] = {}
+    lent: dict[str, list[Lender]] = {}
     for folder in () if totals_only else lenders:
-        _check_lender(folder, cards[0], [name for name in names if _told(models[name])])
+        alike = _check_lender(folder, cards[0])
         correct = corrections(folder)
-        for name, labelled in _undisturbed(folder, [n for n in names if n in correct], correct, jobs).items():
-            lent.setdefault(name, []).extend(labelled)
+        for name, labelled in _labelled(folder, [n for n in names if n in correct], correct, jobs).items():
+            # What no model on quiet cores tells enough of comes from all.
+            for own in ([one for one in labelled if not one.disturbed], labelled):
+                if _told(own):
+                    lent.setdefault(name, []).append(Lender(models=tuple(own), alike=alike))
     if totals_only:
         models = {name: without_kernels(own) for name, own in models.items()}
     others = {one.runtime: one.fits for one in near if one.artifact.card.machine_id == cards[0].machine.id}
     fits: dict[str, Fits] = {}
     also: dict[str, list[LabelledModel]] = {}
-    taught = {name: own for name, own in lent.items() if _told(own)}
-    starts = {nearest[name] for name in names if not _told(models[name]) and name not in taught}
+    starts = {nearest[name] for name in names if not _told(models[name]) and name not in lent}
     for name in [name for name in read if name in names or name in starts]:
         start = others.get(name) or fits.get(nearest[name])
         also[name] = []
-        if name in taught and _told(models[name]):
-            also[name] = borrowed(models[name], taught[name])
-        elif name in taught:
-            start = fit_and_hold_out(taught[name], seed=seed, jobs=jobs, judged=False)
+        if name in lent and _told(models[name]):
+            also[name] = borrowed(models[name], lent[name])
+        elif name in lent:
+            start = fit_and_hold_out(lent[name][0].models, seed=seed, jobs=jobs, judged=False)
+            parts = apportioned(models[name], scaled(start.whole, models[name]))
+            also[name] = borrowed(parts, lent[name])
         fits[name] = fit_and_hold_out(
             models[name], also=also[name], seed=seed, jobs=jobs, near=start, judged=name in names
         )
@@ -153,17 +158,17 @@ def fit_kernel_level(
     return reports
 
 
-def _undisturbed(
+def _labelled(
     folder: DatasetFolder, runtimes: Sequence[str], correct: Mapping[str, Correction], jobs: int
 ) -> dict[str, list[LabelledModel]]:
-    """Return by runtime the models of a data set that saw quiet cores; each process reads the graphs of a part."""
+    """Return by runtime the models of a data set; each process reads the graphs of a part."""
     models = [one.model for one in folder.read_card().models]
     size = max(1, -(-len(models) // jobs))
     parts = [models[first : first + size] for first in range(0, len(models), size)]
     found: dict[str, list[LabelledModel]] = {}
     for part in run_all(partial(labelled_models, folder, runtimes, correct), parts, jobs):
         for name, labelled in part.items():
-            found.setdefault(name, []).extend(one for one in labelled if not one.disturbed)
+            found.setdefault(name, []).extend(labelled)
     return found
 
 
@@ -178,13 +183,13 @@ def _check(folders: Sequence[DatasetFolder], cards: Sequence[Card]) -> None:
         raise DatasetError(f"{len(families)} families; at least {MIN_FAMILIES} are needed, to hold one out")
 
 
-def _check_lender(folder: DatasetFolder, first: Card, told: Sequence[str]) -> None:
-    """Raise where kernels are not alike that would be lent to runtimes that told theirs."""
+def _check_lender(folder: DatasetFolder, first: Card) -> bool:
+    """Raise where other kernels run; return whether convolutions are the same ones, by the machines' vector units."""
     card = folder.read_card()
-    alike = not {*told} & {*card.runtimes} or channel_block(card.machine.isa) == channel_block(first.machine.isa)
-    if card.protocol.threads != first.protocol.threads or not alike:
-        raise MachineError(f"{folder.path}: other threads or vector units than {first.name}: other kernels run there")
+    if card.protocol.threads != first.protocol.threads:
+        raise MachineError(f"{folder.path}: other threads than {first.name}: other kernels run there")
     _check_alike(folder, card, first, first.name)
+    return channel_block(card.machine.isa) == channel_block(first.machine.isa)
 
 
 def _check_alike(folder: DatasetFolder, card: Card, first: Card, than: str) -> None:

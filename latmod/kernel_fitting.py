@@ -31,7 +31,9 @@ from latmod.training import Lesson, train
 Floats = NDArray[np.float64]
 
 _FEW = 12
-"""Kernels of one kind below which it is priced as others of its class are."""
+"""Kernels below which nothing is said of a class, of what is never told, or of what the telling costs."""
+_FEW_OF_A_KIND = 3
+"""Kernels of one kind below which it is priced as others of its class are; so few are drawn to that strongly."""
 _SILENT_SHARE = 0.1
 """Share of a kind's kernels below which it is by chance that an engine told of any."""
 _STRANGE = 0.15
@@ -303,7 +305,7 @@ def _fit_rates(
             _most_ns_per_mac(others_of(kind), priors),
         )
         for kind, own in sorted(positions.items())
-        if len(own) >= _FEW
+        if len(own) >= _FEW_OF_A_KIND
     }
     # All that is left of a silent kind is the call, which no rate is below.
     found |= priors | {OTHER: other} | dict.fromkeys(silent, (0.0,) * len(PHYSICAL))

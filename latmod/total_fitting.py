@@ -36,14 +36,17 @@ parts instead, as trees were, learns the noise of single networks, which all the
 def fit_sum(models: Sequence[LabelledModel], seed: int = 0, near: Additive | None = None) -> Additive:
     """Fit the additive model to what the engine told of its kernels; to whole latencies where it told nothing.
 
-    `near` are prices that were fitted to an engine of the same kernel rules, to start from.
+    `near` are prices that were fitted to an engine of the same kernel rules, to start from. Models whose latency is nan
+    are borrowed: what is told of their kernels is fitted to in either case.
     """
     if any(np.isfinite(model.told_ns) for model in models):
         return fit_additive(models, seed)
-    start: Prices = calibrated(PRIOR, models) if near is None else scaled(near, models)
-    fitted = fit_rated(apportioned(models, start))
+    own = [model for model in models if np.isfinite(model.latency_ns)]
+    lent = [model for model in models if not np.isfinite(model.latency_ns)]
+    start: Prices = calibrated(PRIOR, own) if near is None else scaled(near, own)
+    fitted = fit_rated([*apportioned(own, start), *lent])
     for _ in range(_TURNS - 1):
-        fitted = fit_rated(apportioned(models, fitted))
+        fitted = fit_rated([*apportioned(own, fitted), *lent])
     return with_residual(fitted, models, training_kernels(models), seed)
 
 

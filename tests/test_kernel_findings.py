@@ -100,15 +100,15 @@ def test_every_family_is_predicted_from_the_others(folder: DatasetFolder, tmp_pa
     assert 0 < related.error < related.width
 
 
-def test_kinds_are_borrowed_only_where_the_same_kernels_run(folder: DatasetFolder, tmp_path: Path) -> None:
+def test_nothing_is_borrowed_of_other_threads(folder: DatasetFolder, tmp_path: Path) -> None:
     lender = DatasetFolder(tmp_path / "lender")
     shutil.copytree(folder.path, lender.path)
     report = fit_kernel_level([folder], jobs=1, lenders=[lender])[0]
     assert isinstance(report.artifact.card, KernelCard)
     assert report.artifact.card.borrowed == ()
     card = lender.read_card()
-    lender.write_card(msgspec.structs.replace(card, machine=msgspec.structs.replace(card.machine, isa=())))
-    with pytest.raises(MachineError, match="other threads or vector units"):
+    lender.write_card(msgspec.structs.replace(card, protocol=msgspec.structs.replace(card.protocol, threads=2)))
+    with pytest.raises(MachineError, match="other threads"):
         fit_kernel_level([folder], jobs=1, lenders=[lender])
 
 

@@ -1,13 +1,14 @@
 """Kinds that one machine never measured, priced from another that is slower by a known factor."""
 
+import msgspec
 import numpy as np
 import pytest
 from known_prices import kernel, priced_at
 
-from latmod.borrowing import borrowed, told_kernels
+from latmod.borrowing import Lender, borrowed, told_kernels
 from latmod.kernels.columns import column_matrix
 from latmod.labels import LabelledModel
-from latmod.total_fitting import fit_sum
+from latmod.total_fitting import fit_sum, without_kernels
 
 pytest.importorskip("scipy")
 
@@ -42,7 +43,7 @@ def measured(factor: float, kinds: tuple[str, ...], count: int = 60, seed: int =
 def test_kinds_of_the_other_machine_are_stated_for_this_one() -> None:
     own = measured(1.0, ("Conv 3x3", "MaxPool"))
     other = measured(SLOWER, tuple(PRICES), seed=1)
-    lent = borrowed(own, other)
+    lent = borrowed(own, [Lender(models=tuple(other))])
     told = told_kernels(lent)
     assert {kernel.kind for kernel in told} == {"LRN"}
     labels = [ns for model in lent for ns in model.kernel_ns if np.isfinite(ns)]
@@ -56,4 +57,55 @@ def test_kinds_of_the_other_machine_are_stated_for_this_one() -> None:
 
 def test_nothing_is_borrowed_of_what_is_known() -> None:
     own = measured(1.0, tuple(PRICES))
-    assert borrowed(own, measured(SLOWER, tuple(PRICES), seed=1)) == []
+    assert borrowed(own, [Lender(models=tuple(measured(SLOWER, tuple(PRICES), seed=1)))]) == []
+
+
+def test_each_lender_lends_what_none_before_it_had() -> None:
+    own = measured(1.0, ("Conv 3x3",))
+    first = Lender(models=tuple(measured(SLOWER, ("Conv 3x3", "MaxPool"), seed=1)))
+    second = Lender(models=tuple(measured(2.0, tuple(PRICES), seed=2)))
+    lent = borrowed(own, [first, second])
+    pools, norms = (
+        [
+            (one, ns / priced_at(PRICES).kernel_ns([one])[0])
+            for model in lent
+            for one, ns in zip(model.kernels, model.kernel_ns, strict=True)
+            if one.kind == kind and np.isfinite(ns)
+        ]
+        for kind in ("MaxPool", "LRN")
+    )
+    assert {one for one, _ in pools} <= {one for model in first.models for one in model.kernels}
+    assert {one for one, _ in norms} <= {one for model in second.models for one in model.kernels}
+    assert [ratio for _, ratio in (*pools, *norms)] == pytest.approx([1.0] * (len(pools) + len(norms)), rel=0.05)
+    assert pools
+    assert norms
+
+
+def test_other_vector_units_lend_no_convolutions() -> None:
+    own = measured(1.0, ("MaxPool",))
+    other = tuple(measured(SLOWER, tuple(PRICES), seed=1))
+    assert {one.kind for one in told_kernels(borrowed(own, [Lender(models=other)]))} == {"Conv 3x3", "LRN"}
+    assert {one.kind for one in told_kernels(borrowed(own, [Lender(models=other, alike=False)]))} == {"LRN"}
+
+
+def test_two_kernels_of_a_kind_are_too_few_to_lend() -> None:
+    own = measured(1.0, ("Conv 3x3", "MaxPool"))
+    (one,) = measured(SLOWER, ("LRN", "Conv 3x3"), count=1, seed=5)
+    norms = len([kernel for kernel in one.kernels if kernel.kind == "LRN"])
+    assert norms >= 3
+    few = msgspec.structs.replace(
+        one, kernel_ns=tuple(np.where(np.arange(len(one.kernels)) < norms - 2, np.nan, one.kernel_ns).tolist())
+    )
+    assert borrowed(own, [Lender(models=(one,))])
+    assert borrowed(own, [Lender(models=(few,))]) == []
+
+
+def test_a_runtime_that_tells_nothing_here_borrows_kinds_as_well() -> None:
+    """Its own networks tell only what those take together; what they have none of is priced by what was lent."""
+    own = measured(1.0, ("Conv 3x3", "MaxPool"))
+    lent = borrowed(own, [Lender(models=tuple(measured(SLOWER, tuple(PRICES), seed=1)))])
+    network = [kernel("Conv 3x3", 3e7, 1e6), kernel("LRN", 0.0, 2e6)]
+    expected = priced_at(PRICES).kernel_ns(network).sum()
+    silent, without = fit_sum([*without_kernels(own), *lent]), fit_sum(without_kernels(own))
+    assert silent.latency_ns(network) == pytest.approx(expected, rel=0.25)
+    assert without.latency_ns(network) < 0.6 * expected
