@@ -17,7 +17,8 @@ _MOST_DIMS = 5
 def refused_by_ncnn(graph: Graph) -> str:
     """Return why ncnn does not run a graph: it has no batches, and no values of six dims, as windowed attention has.
 
-    Of 33 networks with such values it refused all, of 511 others 11, and of 7 its outputs were not finite (all data sets).
+    Of 33 networks with such values it refused all, of 511 others 11, and of 7 its outputs were not finite (all data
+    sets).
     """
     for image in graph.inputs:
         if len(image.shape) > 1 and image.shape[0] != 1:
