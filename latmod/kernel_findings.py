@@ -98,9 +98,8 @@ def fit_kernel_level(
     other machines: a runtime that told its kernels there alone starts from what these took in the first that has it;
     kernels of kinds that are lacking are taken from the others (latmod.borrowing). Models without a sample on quiet
     cores are left out (in kernels-zen3 OpenVINO's were 27 % above their prediction), but where lenders tell of a kind
-    nowhere else. Raises MachineError where
-    machines, versions or threads differ; DatasetError for fewer than three families, or published networks, which are
-    there to test on.
+    nowhere else. Raises MachineError where machines, versions or threads differ; DatasetError for fewer than three
+    families, or published networks, which are there to test on.
     """
     cards = [folder.read_card() for folder in folders]
     _check(folders, cards)
@@ -121,7 +120,9 @@ def fit_kernel_level(
         known = correct | known
     lent: dict[str, list[Lender]] = {}
     for folder in () if totals_only else lenders:
-        alike = _check_lender(folder, cards[0])
+        card = folder.read_card()
+        _check_lender(folder, card, cards[0])
+        alike = channel_block(card.machine.isa) == channel_block(cards[0].machine.isa)
         correct = corrections(folder)
         for name, labelled in _labelled(folder, [n for n in names if n in correct], correct, jobs).items():
             # What no model on quiet cores tells enough of comes from all.
@@ -183,13 +184,11 @@ def _check(folders: Sequence[DatasetFolder], cards: Sequence[Card]) -> None:
         raise DatasetError(f"{len(families)} families; at least {MIN_FAMILIES} are needed, to hold one out")
 
 
-def _check_lender(folder: DatasetFolder, first: Card) -> bool:
-    """Raise where other kernels run; return whether convolutions are the same ones, by the machines' vector units."""
-    card = folder.read_card()
+def _check_lender(folder: DatasetFolder, card: Card, first: Card) -> None:
+    """Raise where other kernels run."""
     if card.protocol.threads != first.protocol.threads:
         raise MachineError(f"{folder.path}: other threads than {first.name}: other kernels run there")
     _check_alike(folder, card, first, first.name)
-    return channel_block(card.machine.isa) == channel_block(first.machine.isa)
 
 
 def _check_alike(folder: DatasetFolder, card: Card, first: Card, than: str) -> None:

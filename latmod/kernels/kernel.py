@@ -94,10 +94,10 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
         numbers["steps"] = numbers["numel_out"] * steps
         return msgspec.structs.replace(self, op=op, kind=op, numbers=tuple(numbers[field] for field in FIELDS))
 
-    def copying(self, op: str, moved_bytes: int, **changed: float) -> "Kernel":
+    def copying(self, op: str, moved_bytes: int) -> "Kernel":
         """Return another operator's kernel in its place, which copies so many bytes, element by element."""
         moved = float(moved_bytes)
-        copy = self.with_numbers(bytes_in=moved, bytes_out=moved, steps=self.number("numel_out"), **changed)
+        copy = self.with_numbers(bytes_in=moved, bytes_out=moved, steps=self.number("numel_out"))
         return msgspec.structs.replace(copy, op=op, kind=op)
 
 
@@ -221,10 +221,8 @@ def _describe(form: _Form) -> _Described:
         numbers["activation"] = _ACTIVATION_STEPS.get(activation, 4.0)
     if node.op in _CONVOLUTIONS and len(inputs) > 3:
         numbers["fused_add"] = 1.0
-    other = next((tensor.dtype for tensor in outputs if tensor.dtype in _OTHER_FLOATS), "")
-    if not other and "quantized" in node.attributes:
-        other = "quantized"
-    if other:
+    quantized = "quantized" if "quantized" in node.attributes else ""
+    if other := next((tensor.dtype for tensor in outputs if tensor.dtype in _OTHER_FLOATS), quantized):
         # A form of its own, and never measured: engines bring most floats to float32 and back.
         kind = f"{kind}/{other}"
     return (

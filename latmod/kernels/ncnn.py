@@ -1,14 +1,12 @@
 """What ncnn makes of a graph, as far as it differs from onnxruntime."""
 
 from collections.abc import Sequence
-from math import prod
 
 import msgspec
 
 from latmod.graph import Graph
 from latmod.kernels.kernel import Kernel
 
-_INT64_BYTES = 8
 _KEPT_TOGETHER = 4
 _MOST_DIMS = 5
 """A batch of one and the four dims of ncnn's Mat."""
@@ -25,8 +23,8 @@ def refused_by_ncnn(graph: Graph) -> str:
             return f"it runs one image at a time, and {image.name!r} is a batch of {image.shape[0]}"
     for node in graph.nodes:
         for name in node.outputs:
-            if name in graph.tensors and name not in graph.static and len(graph.tensors[name].shape) > _MOST_DIMS:
-                dims = len(graph.tensors[name].shape)
+            dims = len(graph.tensors[name].shape) if name in graph.tensors and name not in graph.static else 0
+            if dims > _MOST_DIMS:
                 return f"node {node.name!r} ({node.op}) gives {dims} dims, and it has {_MOST_DIMS} at most"
     return ""
 
@@ -45,14 +43,13 @@ def changed_in_ncnn(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel |
 
 
 def _takes_rows_apart(kernel: Kernel) -> bool:
-    of_the_graph = bool(kernel.nodes)
-    if kernel.op != "Reshape" or of_the_graph or not kernel.inputs or not kernel.outputs:
+    put_in = not kernel.nodes
+    if kernel.op != "Reshape" or not put_in or not kernel.inputs or not kernel.outputs:
         return False
     rows, image = kernel.inputs[0], kernel.outputs[0]
     return len(rows) == 2 and rows[0] % _KEPT_TOGETHER == 0 and len(image) >= 4 and image[-1] == rows[-1]
 
 
 def _copying(graph: Graph, kernel: Kernel) -> Kernel:
-    shape_bytes = float(sum(_INT64_BYTES * prod(shape) for shape in kernel.inputs[1:]))
-    copying = kernel.copying("RowsToImage", graph.tensors[kernel.values[0]].nbytes, bytes_weights=shape_bytes)
+    copying = kernel.copying("RowsToImage", graph.tensors[kernel.values[0]].nbytes)
     return msgspec.structs.replace(copying, label=kernel.label.replace("Reshape", copying.op, 1))

@@ -106,8 +106,7 @@ def _scaled_product(graph: Graph, node: Node) -> Node | None:
     if len(active) != 1 or len(fixed) != 1 or active[0] not in graph.tensors or graph.consumers(active[0]) != (node,):
         return None
     width = graph.tensors[active[0]].shape[-1:]
-    per_column = width != () and fixed[0].shape[-1:] == width and fixed[0].numel == width[0]
-    return graph.producer(active[0]) if per_column else None
+    return graph.producer(active[0]) if fixed[0].shape[-1:] == width == (fixed[0].numel,) else None
 
 
 def _shuffle(graph: Graph, last: Node) -> tuple[Node, ...]:
