@@ -102,8 +102,8 @@ def test_two_kernels_of_a_kind_are_too_few_to_lend() -> None:
 
 def test_a_runtime_that_tells_nothing_here_borrows_kinds_as_well() -> None:
     """Its own networks tell only what those take together; what they have none of is priced by what was lent."""
-    own = measured(1.0, ("Conv 3x3", "MaxPool"))
-    lent = borrowed(own, [Lender(models=tuple(measured(SLOWER, tuple(PRICES), seed=1)))])
+    own = measured(1.0, ("Conv 3x3", "MaxPool"), count=30)
+    lent = borrowed(own, [Lender(models=tuple(measured(SLOWER, tuple(PRICES), count=30, seed=1)))])
     network = [kernel("Conv 3x3", 3e7, 1e6), kernel("LRN", 0.0, 2e6)]
     expected = priced_at(PRICES).kernel_ns(network).sum()
     silent, without = fit_sum([*without_kernels(own), *lent]), fit_sum(without_kernels(own))

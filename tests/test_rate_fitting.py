@@ -1,0 +1,103 @@
+"""Rates of kinds, of classes, and of what was never seen, where the prices are known."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from latmod.additive import Rates, uncalibrated
+from latmod.kernels import FIELDS, Kernel
+from latmod.kernels.columns import column_matrix
+from latmod.rate_fitting import fit_rates
+
+pytest.importorskip("scipy")
+
+
+def made(kind: str, **numbers: float) -> Kernel:
+    return Kernel(
+        op=kind.split()[0], kind=kind, numbers=tuple(numbers.get(field, 0.0) for field in FIELDS), nodes=("n",),
+        label="n", inputs=(), outputs=(), values=(),
+    )  # fmt: skip
+
+
+def moving(kind: str, size: float) -> Kernel:
+    return made(kind, bytes_in=size, bytes_out=size, numel_out=size / 4.0, steps=size / 4.0)
+
+
+def fitted(kernels: Sequence[Kernel], took_ns: Sequence[float], silent: Sequence[str] = ()) -> Rates:
+    took = np.array(took_ns)
+    return fit_rates([kernel.kind for kernel in kernels], column_matrix(kernels), took, np.sqrt(took), silent)
+
+
+def price_ns(rates: Rates, kernel: Kernel) -> float:
+    return float(uncalibrated(rates).kernel_ns([kernel])[0])
+
+
+def drawn(kinds: dict[str, float], count: int = 40) -> tuple[list[Kernel], list[float]]:
+    """Return kernels of each kind, and what they take at its price, in ns per byte that comes in."""
+    rng = np.random.default_rng(3)
+    kernels = [moving(kind, float(10 ** rng.uniform(4, 7))) for kind in kinds for _ in range(count)]
+    return kernels, [2000.0 + kinds[kernel.kind] * kernel.number("bytes_in") for kernel in kernels]
+
+
+def test_every_kind_has_its_price_and_those_never_seen_that_of_their_class() -> None:
+    rates = fitted(*drawn({"Relu": 0.1, "Transpose": 0.4}))
+    for kind, price in {"Relu": 0.1, "Sigmoid": 0.1, "Transpose": 0.4, "Concat": 0.4}.items():
+        assert price_ns(rates, moving(kind, 1e6)) == pytest.approx(2000.0 + price * 1e6, rel=0.1)
+
+
+def test_a_kind_that_is_never_told_is_left_the_call() -> None:
+    rates = fitted(*drawn({"Relu": 0.1}), silent=["Reshape"])
+    assert price_ns(rates, moving("Reshape", 1e6)) < 1000.0
+
+
+def test_kinds_that_differ_price_what_was_never_seen_in_the_middle() -> None:
+    """Relative error draws to the cheap one: 1.2 instead of 2 ns a byte."""
+    rates = fitted(*drawn({"Relu": 1.0, "Clip": 4.0}))
+    assert price_ns(rates, moving("Sigmoid", 1e6)) == pytest.approx(2e6, rel=0.15)
+
+
+def test_one_slow_kind_does_not_price_what_was_never_seen() -> None:
+    rates = fitted(*drawn({"Relu": 0.1, "Clip": 0.1, "Add": 0.1, "Mul": 0.1, "Erf": 10.0}))
+    assert price_ns(rates, moving("Sigmoid", 1e6)) == pytest.approx(1e5, rel=0.3)
+
+
+def test_rows_that_are_taken_apart_price_no_other_movement() -> None:
+    """They take 100 ns an element; resizing, which goes by element too, was priced so where it was never measured."""
+    rng = np.random.default_rng(5)
+    kernels, took = [], []
+    for kind, per_element, steps in (("Transpose", 1.0, 0.0), ("Concat", 1.0, 0.0), ("RowsToImage", 100.0, 1.0)):
+        for elements in rng.uniform(1e4, 1e6, 40):
+            bytes_in = 4.0 * elements
+            kernels.append(
+                made(kind, bytes_in=bytes_in, bytes_out=bytes_in, numel_out=elements, steps=steps * elements)
+            )
+            took.append(per_element * elements)
+    rates = fitted(kernels, took)
+    assert price_ns(rates, made("Resize", bytes_in=1e6, bytes_out=4e6, numel_out=1e6, steps=1e6)) < 3e6
+    apart = made("RowsToImage", bytes_in=4e6, bytes_out=4e6, numel_out=1e6, steps=1e6)
+    assert price_ns(rates, apart) == pytest.approx(1e8, rel=0.1)
+
+
+def test_what_was_seen_small_alone_is_priced_large_as_its_class() -> None:
+    """Thousands of times larger than any Clip that was seen."""
+    rng = np.random.default_rng(3)
+    kernels = [moving("Relu", size) for size in rng.uniform(1e3, 1e7, 240)]
+    kernels += [moving("Clip", size) for size in rng.uniform(1e3, 2e3, 120)]
+    took = [(2000.0 + k.number("bytes_in") / 10.0) * float(np.exp(rng.normal(0.0, 0.2))) for k in kernels]
+    rates = fitted(kernels, took)
+    relu, clip = (price_ns(rates, moving(kind, 5e6)) for kind in ("Relu", "Clip"))
+    assert relu / 2.5 < clip < relu * 2.5
+
+
+@pytest.mark.parametrize(("slow", "per_byte"), [(1, 0.1), (6, 0.5)])
+def test_one_slow_kernel_beyond_a_cache_does_not_price_all(slow: int, per_byte: float) -> None:
+    """A product of 39 MB, five times as slow as its bytes say, once or often; memory as slow as that if often."""
+
+    def product(size: float) -> Kernel:
+        return made("Gemm weights row", bytes_weights=size, macs=size / 4.0, padded_macs=size / 4.0)
+
+    sizes = np.concatenate([np.random.default_rng(5).uniform(1e5, 2e7, 160), np.full(slow, 3.9e7)])
+    took = 2000.0 + sizes * np.where(sizes > 3e7, 0.5, 0.1)
+    rates = fitted([product(size) for size in sizes], took.tolist())
+    assert per_byte / 1.5 < price_ns(rates, product(1.5e8)) / 1.5e8 < per_byte * 1.5
