@@ -12,6 +12,11 @@ _MOST_DIMS = 5
 """A batch of one and the four dims of ncnn's Mat."""
 
 
+def refused_batch(name: str, size: int) -> str:
+    """Return why ncnn does not take an input of so many images."""
+    return f"it runs one image at a time, and {name!r} is a batch of {size}; set it to 1 with --shape"
+
+
 def refused_by_ncnn(graph: Graph) -> str:
     """Return why ncnn does not run a graph: it has no batches, and no values of six dims, as windowed attention has.
 
@@ -20,7 +25,7 @@ def refused_by_ncnn(graph: Graph) -> str:
     """
     for image in graph.inputs:
         if len(image.shape) > 1 and image.shape[0] != 1:
-            return f"it runs one image at a time, and {image.name!r} is a batch of {image.shape[0]}"
+            return refused_batch(image.name, image.shape[0])
     for node in graph.nodes:
         for name in node.outputs:
             dims = len(graph.tensors[name].shape) if name in graph.tensors and name not in graph.static else 0

@@ -10,6 +10,7 @@ import numpy as np
 from latmod.dataset import KernelTime
 from latmod.errors import UnsupportedModelError
 from latmod.graph import Graph, read_graph
+from latmod.kernels.ncnn import refused_batch
 from latmod.runtimes import Inputs, Model, Settings, fastest_third, installed_version, profiled_runs
 from latmod.runtimes.files import run_converter, whole_file
 from latmod.runtimes.recognising import Figures, Layer, figures, file_figures, recognise
@@ -44,8 +45,9 @@ class Ncnn:
         """Convert and load the model; raise UnsupportedModelError for a batch, or where there is nothing to show."""
         import ncnn
 
-        if any(value.ndim > 1 and value.shape[0] != 1 for value in inputs[0].values()):
-            raise UnsupportedModelError("ncnn runs one image at a time; set the batch to 1 with --shape")
+        for name, value in inputs[0].items():
+            if value.ndim > 1 and value.shape[0] != 1:
+                raise UnsupportedModelError(f"ncnn cannot run {model.path}: {refused_batch(name, value.shape[0])}")
         net = ncnn.Net()
         net.opt.num_threads = settings.threads
         for option in _OFF:

@@ -55,7 +55,9 @@ def test_rows_that_the_graph_itself_reshapes_are_not(name: str) -> None:
 
 def test_batches_are_refused() -> None:
     graph = read_graph(GRAPHS / "resnet18.onnx", {"input": (8, 3, 224, 224)})
-    assert refused(graph, "ncnn") == "it runs one image at a time, and 'input' is a batch of 8"
+    assert (
+        refused(graph, "ncnn") == "it runs one image at a time, and 'input' is a batch of 8; set it to 1 with --shape"
+    )
     assert refused(graph, "onnxruntime") == ""
 
 
