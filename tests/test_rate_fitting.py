@@ -56,6 +56,15 @@ def test_one_slow_kind_does_not_price_what_was_never_seen() -> None:
     assert price_ns(rates, moving("Sigmoid", 1e6)) == pytest.approx(1e5, rel=0.3)
 
 
+def test_few_kernels_of_a_slow_kind_price_it() -> None:
+    """Drawn to its class, it came out at a tenth."""
+    kernels, took = drawn({"Relu": 0.1, "Clip": 0.1, "Add": 0.1})
+    slow, took_slow = drawn({"FastGelu": 10.0}, count=6)
+    rates = fitted([*kernels, *slow], [*took, *took_slow])
+    assert price_ns(rates, moving("FastGelu", 1e6)) == pytest.approx(1e7, rel=0.1)
+    assert price_ns(rates, moving("Relu", 1e6)) == pytest.approx(1e5, rel=0.1)
+
+
 def test_rows_that_are_taken_apart_price_no_other_movement() -> None:
     """They take 100 ns an element; resizing, which goes by element too, was priced so where it was never measured."""
     rng = np.random.default_rng(5)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from latmod.graph import Graph
+from latmod.graph import Graph, Node, Scalar
 from latmod.kernels.kernel import Kernel
 
 # tract 0.23.9, DirectSpatialConv (sonos/tract, pull request 2771): rows of at least so many outputs, and at most so
@@ -12,6 +12,7 @@ from latmod.kernels.kernel import Kernel
 _ROW, _TAPS = 128, 576
 # Windows are cut by a transpose of batch, two times rows, two times columns, and channels.
 _WINDOW_DIMS = 6
+_SQUARED = (2.0,)
 
 
 def changed_in_tract(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel | None]:
@@ -24,18 +25,29 @@ def changed_in_tract(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel 
 
     Channels come first in tract, as convolutions leave them, but in networks that cut images into windows. A layer norm
     then sums over one channel after another: 0.36 us for each, however few rows there are, so 0.24 ms for 680 numbers.
-    A softmax takes about 0.1 us for each row (kernels-engines-zen4-avx2).
+    A softmax takes 0.1 us for each row (kernels-engines-zen4-avx2), on SPR 0.4 to 1.4, but 1.7 to 7.6 where rows do not
+    lie along the last dim (14 in kernels-engines-spr): 330 of YOLO11n's 730 ms, whose boxes are a softmax over 16 bins.
+
+    A power other than the square takes 170 to 190 ns an element, all else that goes by element 1: so does a GELU whose
+    third power is a Pow, as exported from PyTorch (kernels-engines-spr), three quarters of what ALBERT takes.
     """
     channels_first = not any(
         node.op == "Transpose" and len(node.ints("perm", ())) >= _WINDOW_DIMS for node in graph.nodes
     )
-    changes = ((place, _changed(kernel, channels_first)) for place, kernel in enumerate(found))
+    powers = {node.name for node in graph.nodes if node.op == "Pow" and _exponent(graph, node) != _SQUARED}
+    changes = ((place, _changed(kernel, channels_first, powers)) for place, kernel in enumerate(found))
     return {place: changed for place, changed in changes if changed is not None}
 
 
-def _changed(kernel: Kernel, channels_first: bool) -> Kernel | None:
+def _exponent(graph: Graph, node: Node) -> tuple[Scalar, ...]:
+    return graph.constants.get(node.inputs[1], ()) if len(node.inputs) > 1 else ()
+
+
+def _changed(kernel: Kernel, channels_first: bool, powers: set[str]) -> Kernel | None:
+    if not powers.isdisjoint(kernel.nodes):
+        return msgspec.structs.replace(kernel, kind="Power")
     if kernel.kind == "Softmax":
-        return kernel.with_numbers(inner=kernel.number("last_dim"))
+        return msgspec.structs.replace(kernel, kind="Softmax/turned") if kernel.number("last_moves") else None
     if kernel.kind == "LayerNormalization" and channels_first:
         turned = kernel.with_numbers(products=kernel.number("last_dim"))
         return msgspec.structs.replace(turned, kind="LayerNormalization/turned")

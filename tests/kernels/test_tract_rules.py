@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -9,7 +10,8 @@ from latmod.dataset import DatasetFolder, KernelTime
 from latmod.graph import read_graph
 from latmod.kernels import Kernel, kernels
 
-FOLDER = DatasetFolder(Path(__file__).parents[2] / "datasets" / "kernels-engines-zen4")
+DATASETS = Path(__file__).parents[2] / "datasets"
+FOLDER = DatasetFolder(DATASETS / "kernels-engines-zen4")
 ALONG_ROWS = "Conv along rows"
 
 
@@ -37,15 +39,48 @@ def test_the_convolutions_along_rows_are_those_that_tract_told() -> None:
     ("family", "norms"),
     [("plain", set()), ("windowed", {"LayerNormalization"}), ("transformer", {"LayerNormalization/turned"})],
 )
-def test_all_else_is_as_in_onnxruntime_but_norms_and_softmax(family: str, norms: set[str]) -> None:
-    """A softmax walks row by row, a layer norm calls a sum for each channel but where windows are cut."""
+def test_all_else_is_as_in_onnxruntime_but_norms(family: str, norms: set[str]) -> None:
+    """A layer norm calls a sum for each channel but where windows are cut."""
     name = next(one.model for one in FOLDER.read_kernels() if one.runtime == "tract" and one.model.startswith(family))
     graph = read_graph(FOLDER.graph_path(name))
     own = kernels(graph, "tract")
     like = [kernel for kernel in kernels(graph, "onnxruntime") if kernel.nodes]
-    changes = {"LayerNormalization/turned": "products", "Softmax": "inner"}
+    changes = {"LayerNormalization/turned": "products"}
     for one, other in zip(own, like, strict=True):
         expected = {changes[one.kind]: other.number("last_dim")} if one.kind in changes else {}
         assert one.numbers == other.with_numbers(**expected).numbers
         assert one.kind in (other.kind, f"{other.kind}/turned", ALONG_ROWS)
     assert {one.kind for one in own if one.kind.startswith("LayerNormalization")} == norms
+
+
+def test_a_softmax_along_another_dim_than_the_last_takes_longer_for_each_row() -> None:
+    folder = DatasetFolder(DATASETS / "kernels-engines-spr")
+    row_ns: dict[str, list[float]] = {"Softmax": [], "Softmax/turned": []}
+    for one in folder.read_kernels():
+        if one.runtime != "tract" or one.status != "ok" or not one.model.startswith(("detector", "hybrid", "varied")):
+            continue
+        took_ns = {name: piece.ns for piece in one.kernels for name in piece.nodes}
+        for kernel in kernels(read_graph(folder.graph_path(one.model)), "tract"):
+            if kernel.op == "Softmax" and kernel.nodes[0] in took_ns:
+                rows = kernel.number("numel_out") / kernel.number("inner")
+                row_ns[kernel.kind].append(took_ns[kernel.nodes[0]] / rows)
+    last, turned = row_ns["Softmax"], row_ns["Softmax/turned"]
+    assert len(turned) >= 10
+    assert min(turned) > 1.2 * median(last)
+    assert median(turned) > 2.0 * median(last)
+
+
+def test_powers_but_the_square_are_what_took_long_by_element() -> None:
+    folder = DatasetFolder(DATASETS / "kernels-engines-spr")
+    element_ns: dict[str, list[float]] = {"Power": [], "Pow": []}
+    for one in folder.read_kernels():
+        if one.runtime != "tract" or one.status != "ok" or not one.model.startswith(("detector", "language")):
+            continue
+        for kernel in kernels(read_graph(folder.graph_path(one.model)), "tract"):
+            took = [piece.ns for piece in one.kernels if not {*piece.nodes}.isdisjoint(kernel.nodes)]
+            if kernel.kind in element_ns and took:
+                element_ns[kernel.kind].append(sum(took) / kernel.number("numel_out"))
+    assert len(element_ns["Power"]) >= 8
+    assert min(element_ns["Power"]) > 100.0
+    assert len(element_ns["Pow"]) >= 3
+    assert max(element_ns["Pow"]) < 10.0
