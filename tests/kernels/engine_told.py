@@ -15,7 +15,8 @@ from latmod.runtimes import Model, Settings, find_runtime
 def told_by_the_engine(path: Path) -> tuple[KernelTime, ...]:
     inputs = random_inputs(read_inputs(path), 1, seed=0)
     session = find_runtime("onnxruntime").open(Model(path=str(path)), inputs, Settings(profile=True))
-    return session.kernels(0.0)
+    # Of the few runs that the least budget allows, a busy neighbour can slow one kernel down to a share that shows.
+    return session.kernels(0.05)
 
 
 def expected_and_told(path: Path) -> tuple[tuple[Kernel, ...], tuple[KernelTime, ...]]:
