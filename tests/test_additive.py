@@ -3,6 +3,7 @@
 import msgspec
 import numpy as np
 import pytest
+from made_kernels import made
 
 from latmod.additive import (
     GROUPS,
@@ -33,13 +34,6 @@ from latmod.total_fitting import without_kernels
 KINDS = ("Conv 3x3", "Conv depthwise", "Gemm weights", "Add")
 
 
-def made(kind: str, numbers: dict[str, float]) -> Kernel:
-    return Kernel(
-        op=kind.split()[0], kind=kind, numbers=tuple(numbers.get(field, 0.0) for field in FIELDS), nodes=("n",),
-        label="n", inputs=(), outputs=(), values=(),
-    )  # fmt: skip
-
-
 def kernel(rng: np.random.Generator) -> Kernel:
     kind = KINDS[int(rng.integers(len(KINDS)))]
     numbers = dict.fromkeys(FIELDS, 0.0)
@@ -48,7 +42,7 @@ def kernel(rng: np.random.Generator) -> Kernel:
         numbers["macs"] = numbers["padded_macs"] = float(rng.integers(1e5, 1e8))
         numbers["bytes_weights"] = float(rng.integers(1e3, 1e6))
         numbers["channels_out"] = float(rng.integers(1, 200))
-    return made(kind, numbers)
+    return made(kind, **numbers)
 
 
 def true_ns(one: Kernel) -> float:
@@ -101,7 +95,7 @@ def test_what_all_networks_differ_by_is_no_cost_of_telling() -> None:
 
 
 def test_a_kind_that_an_engine_never_tells_of_is_left_with_the_call() -> None:
-    large = made("Reorder", {"bytes_in": 1e7, "bytes_out": 1e7})
+    large = made("Reorder", bytes_in=1e7, bytes_out=1e7)
     whole = models(40)
     phantom = [
         msgspec.structs.replace(
@@ -138,7 +132,7 @@ def test_kernels_that_are_told_in_pairs_keep_their_prices() -> None:
 def test_kernels_that_nothing_tells_apart_stand_as_one() -> None:
     """One kernel, told of as 1, 2 and 4 and once not at all, takes what is between, in each model for itself."""
     rng = np.random.default_rng(3)
-    same, last = made("Add", {"bytes_in": 1e6}), kernel(rng)
+    same, last = made("Add", bytes_in=1e6), kernel(rng)
     own = (same, same, same, same, last)
     nothing = float("nan")
     labels = (1e4, 2e4, 4e4, nothing, 5e4)

@@ -4,20 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from made_kernels import made
 
 from latmod.additive import Rates, uncalibrated
-from latmod.kernels import FIELDS, Kernel
+from latmod.kernels import Kernel
 from latmod.kernels.columns import column_matrix
 from latmod.rate_fitting import fit_rates
 
 pytest.importorskip("scipy")
-
-
-def made(kind: str, **numbers: float) -> Kernel:
-    return Kernel(
-        op=kind.split()[0], kind=kind, numbers=tuple(numbers.get(field, 0.0) for field in FIELDS), nodes=("n",),
-        label="n", inputs=(), outputs=(), values=(),
-    )  # fmt: skip
 
 
 def moving(kind: str, size: float) -> Kernel:

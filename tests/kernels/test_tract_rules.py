@@ -1,6 +1,6 @@
 """What tract does otherwise than onnxruntime, whose rules it shares, by what it said itself when it was measured."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import median
 
@@ -53,14 +53,19 @@ def test_all_else_is_as_in_onnxruntime_but_norms(family: str, norms: set[str]) -
     assert {one.kind for one in own if one.kind.startswith("LayerNormalization")} == norms
 
 
-def test_a_softmax_along_another_dim_than_the_last_takes_longer_for_each_row() -> None:
+def _told_and_found(*families: str) -> Iterator[tuple[tuple[KernelTime, ...], tuple[Kernel, ...]]]:
+    """Give what tract told of each network of some families on SPR, and the kernels by the rules."""
     folder = DatasetFolder(DATASETS / "kernels-engines-spr")
-    row_ns: dict[str, list[float]] = {"Softmax": [], "Softmax/turned": []}
     for one in folder.read_kernels():
-        if one.runtime != "tract" or one.status != "ok" or not one.model.startswith(("detector", "hybrid", "varied")):
-            continue
-        took_ns = {name: piece.ns for piece in one.kernels for name in piece.nodes}
-        for kernel in kernels(read_graph(folder.graph_path(one.model)), "tract"):
+        if one.runtime == "tract" and one.status == "ok" and one.model.startswith(families):
+            yield one.kernels, kernels(read_graph(folder.graph_path(one.model)), "tract")
+
+
+def test_a_softmax_along_another_dim_than_the_last_takes_longer_for_each_row() -> None:
+    row_ns: dict[str, list[float]] = {"Softmax": [], "Softmax/turned": []}
+    for told, found in _told_and_found("detector", "hybrid", "varied"):
+        took_ns = {name: piece.ns for piece in told for name in piece.nodes}
+        for kernel in found:
             if kernel.op == "Softmax" and kernel.nodes[0] in took_ns:
                 rows = kernel.number("numel_out") / kernel.number("inner")
                 row_ns[kernel.kind].append(took_ns[kernel.nodes[0]] / rows)
@@ -71,13 +76,10 @@ def test_a_softmax_along_another_dim_than_the_last_takes_longer_for_each_row() -
 
 
 def test_powers_but_the_square_are_what_took_long_by_element() -> None:
-    folder = DatasetFolder(DATASETS / "kernels-engines-spr")
     element_ns: dict[str, list[float]] = {"Power": [], "Pow": []}
-    for one in folder.read_kernels():
-        if one.runtime != "tract" or one.status != "ok" or not one.model.startswith(("detector", "language")):
-            continue
-        for kernel in kernels(read_graph(folder.graph_path(one.model)), "tract"):
-            took = [piece.ns for piece in one.kernels if not {*piece.nodes}.isdisjoint(kernel.nodes)]
+    for told, found in _told_and_found("detector", "language"):
+        for kernel in found:
+            took = [piece.ns for piece in told if not {*piece.nodes}.isdisjoint(kernel.nodes)]
             if kernel.kind in element_ns and took:
                 element_ns[kernel.kind].append(sum(took) / kernel.number("numel_out"))
     assert len(element_ns["Power"]) >= 8
