@@ -44,7 +44,8 @@ def _exponent(graph: Graph, node: Node) -> tuple[Scalar, ...]:
 
 
 def _changed(kernel: Kernel, channels_first: bool, powers: set[str]) -> Kernel | None:
-    if not powers.isdisjoint(kernel.nodes):
+    # Forms in other floats, as Pow/float16, stay what was never measured.
+    if "/" not in kernel.kind and not powers.isdisjoint(kernel.nodes):
         return msgspec.structs.replace(kernel, kind="Power")
     if kernel.kind == "Softmax":
         return msgspec.structs.replace(kernel, kind="Softmax/turned") if kernel.number("last_moves") else None

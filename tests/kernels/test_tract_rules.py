@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+from onnx import TensorProto, helper, save
 
 from latmod.dataset import DatasetFolder, KernelTime
 from latmod.graph import read_graph
@@ -86,3 +87,22 @@ def test_powers_but_the_square_are_what_took_long_by_element() -> None:
     assert min(element_ns["Power"]) > 100.0
     assert len(element_ns["Pow"]) >= 3
     assert max(element_ns["Pow"]) < 10.0
+
+
+@pytest.mark.parametrize(
+    ("element", "exponent", "expected"),
+    [
+        (TensorProto.FLOAT, 3.0, "Power"),
+        (TensorProto.FLOAT, 2.0, "Pow"),
+        (TensorProto.FLOAT16, 3.0, "Pow/float16"),
+    ],
+)
+def test_a_power_in_half_floats_was_never_measured(
+    element: int, exponent: float, expected: str, tmp_path: Path
+) -> None:
+    values = [helper.make_tensor_value_info(name, element, [1, 64]) for name in ("input", "output")]
+    power = helper.make_tensor("power", element, [], [exponent])
+    node = helper.make_node("Pow", ["input", "power"], ["output"])
+    graph = helper.make_graph([node], "power", values[:1], values[1:], [power])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "power.onnx")
+    assert [kernel.kind for kernel in kernels(read_graph(tmp_path / "power.onnx"), "tract")] == [expected]
