@@ -12,9 +12,8 @@ import msgspec
 import numpy as np
 
 from latmod.additive import Rates, class_of, others_of
-from latmod.kernel_fitting import fit_rated, parted, training_kernels
+from latmod.kernel_fitting import Training, fit_rated, parted, training_kernels
 from latmod.kernels import Kernel
-from latmod.kernels.columns import Columns
 from latmod.labels import LabelledModel
 
 _FEWEST = 3
@@ -36,8 +35,8 @@ def borrowed(own: Sequence[LabelledModel], lenders: Sequence[Lender]) -> list[La
     it was shown what nobody told (torch on kernels, families left out: 5.8 % MAPE; without them 6.1). Lenders are asked
     in their order: of each only what none before it had.
     """
-    here = fit_rated(own).rates
-    known = {*here.kinds}
+    here = _rated(own)
+    known = {*here.rates.kinds}
     found: list[LabelledModel] = []
     for lender in lenders:
         counts = Counter(kernel.kind for kernel in told_kernels(lender.models))
@@ -48,10 +47,33 @@ def borrowed(own: Sequence[LabelledModel], lenders: Sequence[Lender]) -> list[La
     return found
 
 
-def _stated_here(here: Rates, other: Sequence[LabelledModel], missing: set[str]) -> list[LabelledModel]:
-    priced = fit_rated(other)
-    there, told = priced.rates, training_kernels(parted(other, priced))
-    ratios = _ratios(here, there, told.kinds, told.columns)
+class _Rated(msgspec.Struct, frozen=True):
+    """Hold a machine's rates, the kernels that they were fitted to, and how much longer than priced each kind took."""
+
+    rates: Rates
+    told: Training
+    excess: dict[str, float]
+    """Medians of log(told / priced): a kind whose kernels differ is priced as its cheapest, relative error is least so.
+
+    With it 230 kinds, each priced on another machine by the others of its class, are off by 0.37 on average instead of
+    0.39 (logs), all together by 0.05 instead of 0.13 (eight pairs of machine and runtime).
+    """
+
+
+def _rated(models: Sequence[LabelledModel]) -> _Rated:
+    priced = fit_rated(models)
+    told = training_kernels(parted(models, priced))
+    known = np.isfinite(told.label_ns)
+    kinds = np.array(told.kinds)
+    excess = np.log(np.where(known, told.label_ns, 1.0) / priced.rates.ns(told.kinds, told.columns))
+    medians = {kind: float(np.median(excess[known & (kinds == kind)])) for kind in sorted({*kinds[known].tolist()})}
+    return _Rated(priced.rates, told, medians)
+
+
+def _stated_here(here: _Rated, other: Sequence[LabelledModel], missing: set[str]) -> list[LabelledModel]:
+    there = _rated(other)
+    told = there.told
+    ratios = _class_ratios(here, there)
     whole = float(np.median(list(ratios.values())))
     scales = np.array([ratios.get(others_of(kind), whole) if kind in missing else np.nan for kind in told.kinds])
     nothing = float("nan")
@@ -71,13 +93,17 @@ def told_kernels(models: Sequence[LabelledModel]) -> list[Kernel]:
     ]
 
 
-def _ratios(here: Rates, there: Rates, kinds: Sequence[str], columns: Columns) -> dict[str, float]:
-    """Return by class how many times longer kernels take here: the median over the kinds that both have.
+def _class_ratios(here: _Rated, there: _Rated) -> dict[str, float]:
+    """Return by class how many times longer kernels take here: the median over the kinds that both were told of.
 
-    Each kind counts by the median over its kernels, priced by either's rates.
+    Each kind counts by the median over the other's kernels, priced by either's rates and what they took beyond that.
     """
-    relative = np.log(here.ns(kinds, columns) / there.ns(kinds, columns))
+    kinds = np.array(there.told.kinds)
     by_class: dict[str, list[float]] = {}
-    for kind in sorted({*kinds} & {*here.kinds} & {*there.kinds}):
-        by_class.setdefault(others_of(kind), []).append(float(np.median(relative[np.isin(kinds, [kind])])))
+    relative = np.log(
+        here.rates.ns(there.told.kinds, there.told.columns) / there.rates.ns(there.told.kinds, there.told.columns)
+    )
+    for kind in sorted({*here.excess} & {*there.excess}):
+        ratio = float(np.median(relative[kinds == kind])) + here.excess[kind] - there.excess[kind]
+        by_class.setdefault(others_of(kind), []).append(ratio)
     return {name: float(np.exp(np.median(own))) for name, own in by_class.items()}

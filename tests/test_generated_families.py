@@ -16,7 +16,8 @@ from latmod.specs import draw, load_space
 
 torch = pytest.importorskip("torch")
 
-IMAGES = [name for name in GENERATED if FAMILIES[name].input_type == "float32"]
+ANY = GeneratedSpec(variant=0, width=16, depth=4, side=64)
+IMAGES = [name for name in GENERATED if FAMILIES[name].input_shape(ANY) == (1, 3, 64, 64)]
 
 
 @pytest.mark.parametrize("name", [name for name in IMAGES if name != "detector"])
@@ -112,6 +113,51 @@ def test_detectors_make_maps_or_rows_at_every_side_that_can_be_halved_twice(vari
 def test_detectors_refuse_sides_that_cannot_be_halved() -> None:
     with pytest.raises(SpecError, match="side = 65"):
         FAMILIES["detector"].build(GeneratedSpec(variant=0, width=8, depth=5, side=65))
+
+
+@pytest.mark.parametrize("variant", range(24))
+def test_networks_over_sound_classify_it_or_make_it_longer(variant: int) -> None:
+    family = FAMILIES["sequence"]
+    spec = GeneratedSpec(variant=variant, width=24, depth=4, side=64, batch=2)
+    with torch.device("meta"):
+        module = family.build(spec).eval()
+        shape = module(torch.zeros(family.input_shape(spec))).shape
+    assert shape[0] == 2
+    if any(isinstance(part, torch.nn.ConvTranspose1d) for part in module.modules()):
+        assert shape[1] == 1
+        assert shape[2] > 64
+    else:
+        assert shape[-1] in (10, 30, 64, 500)
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+@pytest.mark.parametrize("both", [False, True])
+def test_recurrent_layers_are_one_operator_that_computes_what_torch_does(op: str, both: bool, tmp_path: Path) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    from latmod.families.recurrent import Recurrent
+
+    path = tmp_path / "layers.onnx"
+    module = Recurrent(6, 5, 2, op, both=both).eval()
+    for value in module.parameters():
+        torch.nn.init.normal_(value, 0.0, 0.5)
+    x = torch.rand(2, 6, 9)
+    torch.onnx.export(module, (x,), str(path), dynamo=False, opset_version=17, input_names=["input"])
+    assert [node.op for node in read_graph(path).nodes].count(op) == 2
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"input": x.numpy()})
+    with torch.inference_mode():
+        torch.testing.assert_close(module(x), torch.from_numpy(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", range(24))
+def test_networks_over_volumes_classify_them_or_each_of_their_places(variant: int) -> None:
+    family = FAMILIES["volume"]
+    spec = GeneratedSpec(variant=variant, width=12, depth=6, side=48, batch=2, classes=7)
+    frames = family.input_shape(spec)[2]
+    assert frames in (4, 8, 16)
+    with torch.device("meta"):
+        shape = family.build(spec).eval()(torch.zeros(family.input_shape(spec))).shape
+    assert shape == (2, 7) or (shape[0] == 2 and shape[2:] == (frames, 48, 48))
 
 
 @pytest.mark.parametrize("side", [96, 128, 160, 192, 224, 240, 288, 320])

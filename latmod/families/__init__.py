@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from latmod.families.family import Estimate, Family
-from latmod.families.generated import GeneratedFamily, TokenFamily
+from latmod.families.generated import GeneratedFamily, SeriesFamily, TokenFamily, VolumeFamily
 from latmod.families.published import Light, Torchvision
 from latmod.families.resnet import ResNet
 
@@ -19,21 +19,20 @@ GENERATED = (
     "mobile",
     "plain",
     "reparam",
+    "sampler",
+    "sequence",
     "shuffle",
     "transformer",
     "varied",
+    "volume",
     "windowed",
 )
 """Families of random networks; none holds a published one."""
 
-_TOKENS = frozenset({"language"})
+_NO_IMAGES = {"language": TokenFamily, "sequence": SeriesFamily, "volume": VolumeFamily}
 
-
-def _generated(name: str) -> GeneratedFamily:
-    return TokenFamily(name) if name in _TOKENS else GeneratedFamily(name)
-
-
-_ALL: tuple[Family, ...] = (ResNet(), *(_generated(name) for name in GENERATED), Torchvision(), Light())
+_DRAWN = tuple(_NO_IMAGES.get(name, GeneratedFamily)(name) for name in GENERATED)
+_ALL: tuple[Family, ...] = (ResNet(), *_DRAWN, Torchvision(), Light())
 FAMILIES: Mapping[str, Family] = {family.name: family for family in _ALL}
 
 __all__ = ["FAMILIES", "GENERATED", "Estimate", "Family"]

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from latmod.errors import SpecError
+from latmod.families.choices import Choices
 from latmod.families.family import Estimate
 
 if TYPE_CHECKING:
@@ -15,13 +16,16 @@ if TYPE_CHECKING:
 
 Positive = Annotated[int, Meta(ge=1)]
 
+BANDS = 80
+"""Bands of a spectrum, as speech recognisers have them (Radford et al. 2022, arXiv:2212.04356)."""
+
 
 class GeneratedSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Describe one random network.
 
     `width` is the number of channels that the first stage has, or about so; `depth` is the number of blocks; `side`
-    the input's height and width in pixels, or the number of its tokens. `variant` seeds all other choices: kernel
-    sizes, groups, expansions, activations, the depth of each stage, the forms that exporters write.
+    the input's height and width in pixels, or the number of its tokens or frames. `variant` seeds all other choices:
+    kernel sizes, groups, expansions, activations, the depth of each stage, the forms that exporters write.
     """
 
     variant: Annotated[int, Meta(ge=0)]
@@ -94,3 +98,22 @@ class TokenFamily(GeneratedFamily):
         """Return batch x side."""
         own = self._own(spec)
         return own.batch, own.side
+
+
+class SeriesFamily(GeneratedFamily):
+    """A family of random networks over spectra."""
+
+    def input_shape(self, spec: msgspec.Struct) -> tuple[int, ...]:
+        """Return batch x bands x side."""
+        own = self._own(spec)
+        return own.batch, BANDS, own.side
+
+
+class VolumeFamily(GeneratedFamily):
+    """A family of random networks over some frames of video."""
+
+    def input_shape(self, spec: msgspec.Struct) -> tuple[int, ...]:
+        """Return batch x 3 x frames x side x side; the variant says how many frames."""
+        own = self._own(spec)
+        frames = Choices(f"{self.name} frames", own.variant).pick((4, 8, 16))
+        return own.batch, 3, frames, own.side, own.side

@@ -31,6 +31,9 @@ def convert_graph(path: Path, weight_seed: int) -> "nn.Module":
     """
     from onnx2torch import convert
 
+    from latmod.runtimes.operators import extend_onnx2torch
+
+    extend_onnx2torch()
     proto = explicit_model(path, WeightMaker(weight_seed).make(weight_slots(path)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
