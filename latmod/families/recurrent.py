@@ -16,18 +16,26 @@ class _Layer(torch.autograd.Function):
     """
 
     @staticmethod
-    def symbolic(graph: Any, x: Any, weight: Any, state: Any, bias: Any, op: str) -> Any:
-        """Write the operator."""
+    def symbolic(graph: Any, x: Any, weight: Any, state: Any, bias: Any, first: Any, op: str) -> Any:
+        """Write the operator, with states to begin with, as exporters do: ncnn's converter knows no other form."""
         (directions, _, hidden), (steps, batch, _) = state.type().sizes(), x.type().sizes()
         said: dict[str, Any] = {"direction_s": "bidirectional" if directions == 2 else "forward"}
         if op == "GRU":
             said["linear_before_reset_i"] = 1
-        made = graph.op(op, x, weight, state, bias, hidden_size_i=hidden, **said)
-        return made.setType(x.type().with_sizes([steps, directions, batch, hidden]))
+        lengths = graph.op("prim::Constant")
+        lengths.setType(torch._C.OptionalType.ofTensor())
+        states = (first, first) if op == "LSTM" else (first,)
+        made = graph.op(op, x, weight, state, bias, lengths, *states, hidden_size_i=hidden, **said)
+        if directions == 1:
+            rows = graph.op("Squeeze", made, graph.op("Constant", value_t=torch.tensor([1])))
+        else:
+            turned = graph.op("Transpose", made, perm_i=[0, 2, 1, 3])
+            rows = graph.op("Reshape", turned, graph.op("Constant", value_t=torch.tensor([0, 0, -1])))
+        return rows.setType(x.type().with_sizes([steps, batch, directions * hidden]))
 
     @staticmethod
-    def forward(_: Any, x: Tensor, weight: Tensor, state: Tensor, bias: Tensor, op: str) -> Tensor:
-        """Return steps x directions x batch x hidden."""
+    def forward(_: Any, x: Tensor, weight: Tensor, state: Tensor, bias: Tensor, first: Tensor, op: str) -> Tensor:
+        """Return steps x batch x (directions x hidden)."""
         # While a graph is traced, sizes are tensors.
         directions, rows, hidden = map(int, state.shape)
         order = list(_ORDER[op])
@@ -35,10 +43,9 @@ class _Layer(torch.autograd.Function):
         for one in range(directions):
             for part in (weight[one], state[one], *torch.split(bias[one], rows)):
                 flat.append(part.reshape(len(order), hidden, -1)[order].reshape(part.shape))
-        first = torch.zeros(directions, x.shape[1], hidden, device=x.device)
         more = (flat, True, 1, 0.0, False, directions == 2, False)
-        made = torch.lstm(x, (first, first), *more)[0] if op == "LSTM" else torch.gru(x, first, *more)[0]
-        return made.view(*x.shape[:2], directions, hidden).transpose(1, 2)
+        made: Tensor = (torch.lstm(x, (first, first), *more) if op == "LSTM" else torch.gru(x, first, *more))[0]
+        return made
 
 
 class Recurrent(nn.Module):
@@ -55,8 +62,8 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the layers."""
-        y = x.permute(2, 0, 1)
+        y: Tensor = x.permute(2, 0, 1)
         for weight, state, bias in zip(self.weights, self.states, self.biases, strict=True):
-            made: Tensor = _Layer.apply(y, weight, state, bias, self.op)
-            y = made.transpose(1, 2).reshape(y.shape[0], y.shape[1], -1)
+            first = torch.zeros(state.shape[0], x.shape[0], state.shape[2], device=x.device)
+            y = _Layer.apply(y, weight, state, bias, first, self.op)
         return y.permute(1, 2, 0)

@@ -62,7 +62,9 @@ def _source(name: str) -> str:
 
 def _converted(path: Path, name: str) -> Path:
     target = path.with_suffix(".mnn")
+    # Else recurrent layers become loops, which sessions do not run: 16 networks of rare-zen5 gave no output.
     arguments = ["-f", "ONNX", "--modelFile", str(path), "--MNNModel", str(target), "--bizCode", "latmod"]
+    arguments.append("--useOriginRNNImpl")
     _, told = run_converter([sys.executable, "-c", _CONVERT, *arguments], path.parent, f"mnn: {name}")
     if not target.is_file():
         raise UnsupportedModelError(f"mnn cannot convert {name}: {told}")
