@@ -14,10 +14,13 @@ import numpy as np
 from latmod.additive import Rates, class_of, others_of
 from latmod.kernel_fitting import Training, fit_rated, parted, training_kernels
 from latmod.kernels import Kernel
+from latmod.kernels.ncnn import NAIVE
 from latmod.labels import LabelledModel
 
 _FEWEST = 3
 """Kernels of a kind below which there is nothing to lend."""
+_WITHOUT_VECTORS = frozenset({NAIVE})
+"""Kinds of convolutions that are the same code on every machine."""
 
 
 class Lender(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,10 +44,14 @@ def borrowed(own: Sequence[LabelledModel], lenders: Sequence[Lender]) -> list[La
     for lender in lenders:
         counts = Counter(kernel.kind for kernel in told_kernels(lender.models))
         lent = {kind for kind, count in counts.items() if count >= _FEWEST}
-        missing = {kind for kind in lent - known if lender.alike or class_of(kind) != "convolutions"}
+        missing = {kind for kind in lent - known if lender.alike or not _hangs_on_vectors(kind)}
         known |= missing
         found += _stated_here(here, lender.models, missing) if missing else []
     return found
+
+
+def _hangs_on_vectors(kind: str) -> bool:
+    return class_of(kind) == "convolutions" and kind not in _WITHOUT_VECTORS
 
 
 class _Rated(msgspec.Struct, frozen=True):

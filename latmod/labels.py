@@ -21,6 +21,7 @@ from latmod.table import observations
 
 _PACKED = frozenset({"Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose", "LSTM", "GRU"})
 """Operators whose weights an engine may have packed away: the first input and the result say their shapes."""
+_VOLUME_DIMS = 5
 
 
 class LabelledModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +85,10 @@ def labelled_models(
     for model, own in groupby(measured, key=attrgetter("model")):
         graph = read_graph(folder.graph_path(model))
         writers = {name: node.name for node in graph.nodes for name in node.outputs}
+        readers: dict[str, list[str]] = defaultdict(list)
+        for node in graph.nodes:
+            for name in node.inputs:
+                readers[name].append(node.name)
         by_rules: dict[str, tuple[tuple[Kernel, ...], Columns]] = {}
         for one in own:
             rule = rules[one.runtime]
@@ -92,7 +97,7 @@ def labelled_models(
                 by_rules[rule] = made, column_matrix(made)
             expected, columns = by_rules[rule]
             times = [_corrected(burst, correct[one.runtime]) for burst in told[one.runtime, one.model]]
-            labels = join(expected, times, writers)
+            labels = join(expected, times, writers, readers)
             found[one.runtime].append(
                 LabelledModel(
                     model=one.model,
@@ -124,13 +129,16 @@ def stacked(models: Sequence[LabelledModel]) -> tuple[list[Kernel], Columns, NDA
 
 
 def join(
-    expected: Sequence[Kernel], bursts: Sequence[Sequence[KernelTime]], writers: Mapping[str, str] | None = None
+    expected: Sequence[Kernel],
+    bursts: Sequence[Sequence[KernelTime]],
+    writers: Mapping[str, str] | None = None,
+    readers: Mapping[str, Sequence[str]] | None = None,
 ) -> Told:
     """Return each kernel's time (nan where none matches), all that was told, and what of it matched nothing.
 
     A kernel matches by the nodes whose work it does or by the value that it writes, where the engine names these, or by
     its operator and shapes; kernels alike in these share their mean. Over bursts the mean is taken. `writers` names the
-    node that writes a value.
+    node that writes a value, `readers` those that read it.
     """
     nothing = float("nan")
     if not bursts:
@@ -139,7 +147,7 @@ def join(
     pieces: tuple[tuple[int, ...], ...] = ()
     for burst in bursts:
         if any(time.nodes for time in burst):
-            labels, pieces = _by_node(expected, burst, writers or {})
+            labels, pieces = _by_node(expected, burst, writers or {}, readers or {})
         else:
             labels = _by_value(expected, burst) or _by_shape(expected, burst)
         columns.append([nothing if label is None else label for label in labels])
@@ -156,7 +164,10 @@ def join(
 
 
 def _by_node(
-    expected: Sequence[Kernel], burst: Sequence[KernelTime], writers: Mapping[str, str]
+    expected: Sequence[Kernel],
+    burst: Sequence[KernelTime],
+    writers: Mapping[str, str],
+    readers: Mapping[str, Sequence[str]],
 ) -> tuple[list[float | None], tuple[tuple[int, ...], ...]]:
     """Give what was told to the kernels that do the work of the nodes named; and which of them were told in one.
 
@@ -184,6 +195,8 @@ def _by_node(
         sums[joined[0]] = before + sum(sums.pop(first, 0.0) for first in firsts)
         first_of.update((place, joined[0]) for place in joined)
         before = 0.0
+    for place, reader in _told_by_readers(expected, owners, readers, first_of.keys()).items():
+        members[first_of[reader]].append(place)
     labels: list[float | None] = [None] * len(expected)
     pieces = tuple(tuple(joined) for joined in members.values() if len(joined) > 1)
     rough = PRIOR.kernel_ns(expected) if pieces else np.ones(len(expected))
@@ -192,6 +205,30 @@ def _by_node(
         for place, part in zip(joined, parts.tolist(), strict=True):
             labels[place] = part
     return labels, pieces
+
+
+def _told_by_readers(
+    expected: Sequence[Kernel], owners: Mapping[str, int], readers: Mapping[str, Sequence[str]], told: Collection[int]
+) -> dict[int, int]:
+    """Return the convolutions over volumes that were not told, and the kernel that what they took was told of.
+
+    MNN makes each of many others, which bear the name of what reads their sum: an addition, a pool, an activation.
+    """
+    found = {}
+    for place, kernel in enumerate(expected):
+        if place in told or not kernel.outputs or len(kernel.outputs[0]) != _VOLUME_DIMS or not kernel.number("macs"):
+            continue
+        reader, values = place, kernel.values
+        while reader not in told:
+            following = {owners[node] for name in values for node in readers.get(name, ()) if node in owners}
+            following.discard(reader)
+            if len(following) != 1:
+                break
+            (reader,) = following
+            values = expected[reader].values
+        else:
+            found[place] = reader
+    return found
 
 
 def _by_value(expected: Sequence[Kernel], burst: Sequence[KernelTime]) -> list[float | None]:

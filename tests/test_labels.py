@@ -74,6 +74,27 @@ def test_pieces_that_share_a_kernel_are_one() -> None:
     assert sum(found.kernel_ns) == pytest.approx(found.total_ns)
 
 
+def test_what_a_volume_took_may_be_told_of_what_reads_it() -> None:
+    """MNN makes many convolutions of one over volumes, and names them after the addition, or the pool, behind it."""
+    work = tuple(1e9 * (field == "macs") for field in FIELDS)
+    volume = ((1, 8, 4, 4, 4),)
+    conv, short, add, pool = (
+        msgspec.structs.replace(kernel(name, value=f"{name}'s"), nodes=(name,), outputs=volume)
+        for name in ("conv", "short", "add", "pool")
+    )
+    conv, short = (msgspec.structs.replace(one, numbers=work) for one in (conv, short))
+    readers = {"conv's": ["add"], "short's": ["add"], "add's": ["pool"], "x": ["conv", "short"]}
+    found = join([conv, short, add, pool], [[named(90, "add"), named(3, "pool")]], {}, readers)
+    assert found.pieces == ((2, 0, 1),)
+    assert found.kernel_ns[0] == found.kernel_ns[1] > found.kernel_ns[2] > 0.0
+    assert sum(found.kernel_ns) == pytest.approx(93.0)
+    assert found.kernel_ns[3] == 3.0
+    flat = msgspec.structs.replace(conv, outputs=((1, 8, 4, 4),))
+    assert math.isnan(join([flat, short, add, pool], [[named(90, "add")]], {}, readers).kernel_ns[0])
+    told_itself = join([conv, add], [[named(50, "conv"), named(5, "add")]], {}, readers)
+    assert told_itself.kernel_ns == (50.0, 5.0)
+
+
 def test_what_an_engine_puts_in_counts_to_what_follows() -> None:
     kernels = [msgspec.structs.replace(kernel(op), nodes=(op,)) for op in "ab"]
     found = join(kernels, [[named(1, ""), named(2, "a"), named(3, "reorder"), named(4, "b"), named(5, "last")]])

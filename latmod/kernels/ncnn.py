@@ -7,6 +7,8 @@ import msgspec
 from latmod.graph import Graph
 from latmod.kernels.kernel import Kernel
 
+NAIVE = "Conv naive"
+_VOLUME_DIMS, _TIME_DIMS = 5, 3
 _KEPT_TOGETHER = 4
 _MOST_DIMS = 5
 """A batch of one and the four dims of ncnn's Mat."""
@@ -35,16 +37,36 @@ def refused_by_ncnn(graph: Graph) -> str:
 
 
 def changed_in_ncnn(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel | None]:
-    """Price the reshapes that make an image of a product's rows: ncnn keeps four or eight together, and parts them.
+    """Price what ncnn does in another way, such as the reshapes that make an image of a product's rows.
+
+    It keeps four or eight of them together, and parts them.
 
     One by one: 70 to 120 ns an element, 128 ms of the 132 ms that ConvNeXt-T's first product takes; rows of another
     number are kept one by one, and left as they are (kernels-zen3: 0.1 to 0.3 ns). Only behind a product that was
     given an image: there pnnx reshapes to the form of what went in, which ncnn works out when it runs. Reshapes that
     the graph itself has take at most 2.4 ns an element (kernels-engines-spr: 495 of more than 1,000 elements, and 195
-    of the slow ones, at 117 or more). `found` are the kernels in onnxruntime; what differs is returned by its place
-    among them.
+    of the slow ones, at 117 or more).
+
+    Some convolutions are written without vectors: 0.5 to 5 multiply-adds a nanosecond, where others make 40 and more
+    (rare-zen5). `found` are the kernels in onnxruntime; what differs is returned by its place among them.
     """
-    return {place: _copying(graph, kernel) for place, kernel in enumerate(found) if _takes_rows_apart(kernel)}
+    changes = ((place, _changed(graph, kernel)) for place, kernel in enumerate(found))
+    return {place: changed for place, changed in changes if changed is not None}
+
+
+def _changed(graph: Graph, kernel: Kernel) -> Kernel | None:
+    if _takes_rows_apart(kernel):
+        return _copying(graph, kernel)
+    return msgspec.structs.replace(kernel, kind=NAIVE) if _is_naive(kernel) else None
+
+
+def _is_naive(kernel: Kernel) -> bool:
+    """Tell whether a convolution goes element by element: over volumes, and along time in groups or transposed."""
+    if "Conv" not in kernel.kind or kernel.number("kernel_h") == 0.0 or not kernel.outputs:
+        return False
+    grouped = 1.0 < kernel.number("group") < kernel.number("channels_in")
+    dims = len(kernel.outputs[0])
+    return dims == _VOLUME_DIMS or (dims == _TIME_DIMS and (grouped or kernel.op == "ConvTranspose"))
 
 
 def _takes_rows_apart(kernel: Kernel) -> bool:

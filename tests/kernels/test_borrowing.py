@@ -55,6 +55,36 @@ def test_kinds_of_the_other_machine_are_stated_for_this_one() -> None:
     assert without < 0.6 * expected
 
 
+def test_a_kind_counts_by_what_its_kernels_took_not_by_its_rates() -> None:
+    """Rates price a kind whose kernels differ as its cheapest: relative error is least so."""
+    random = np.random.default_rng(7)
+
+    def disturbed(model: LabelledModel) -> LabelledModel:
+        took = np.array(model.kernel_ns) * np.where(random.random(len(model.kernels)) < 0.7, 10.0, 1.0)
+        whole = float(took.sum())
+        return msgspec.structs.replace(model, kernel_ns=tuple(took.tolist()), latency_ns=whole, told_ns=whole)
+
+    own, other = (measured(1.0, kinds) for kinds in (("Conv 3x3", "MaxPool"), tuple(PRICES)))
+    lent = borrowed([disturbed(one) for one in own], [Lender(models=tuple(other))])
+    ratios = [
+        ns / priced_at(PRICES).kernel_ns([one])[0]
+        for model in lent
+        for one, ns in zip(model.kernels, model.kernel_ns, strict=True)
+        if one.kind == "LRN" and np.isfinite(ns)
+    ]
+    assert np.median(ratios) == pytest.approx(10.0, rel=0.15)
+
+
+def test_what_has_no_vectors_is_lent_to_every_machine() -> None:
+    other = []
+    for model in measured(SLOWER, ("Conv 3x3", "MaxPool"), seed=1):
+        kinds = [one.kind.replace("3x3", "naive") for one in model.kernels]
+        renamed = (msgspec.structs.replace(one, kind=kind) for one, kind in zip(model.kernels, kinds, strict=True))
+        other.append(msgspec.structs.replace(model, kernels=tuple(renamed)))
+    lent = borrowed(measured(1.0, ("MaxPool",)), [Lender(models=tuple(other), alike=False)])
+    assert {one.kind for one in told_kernels(lent)} == {"Conv naive"}
+
+
 def test_nothing_is_borrowed_of_what_is_known() -> None:
     own = measured(1.0, tuple(PRICES))
     assert borrowed(own, [Lender(models=tuple(measured(SLOWER, tuple(PRICES), seed=1)))]) == []

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper, save
 
 from latmod.dataset import DatasetFolder
 from latmod.graph import read_graph
@@ -69,3 +71,34 @@ def test_only_what_ncnn_refused_is_refused() -> None:
     assert len(ran) == 48
     assert known == {"swin_t", "swin_s", "swin_v2_t-s256"}
     assert {model for model, fine in ran.items() if not fine} == known | {"light_inception_v1"}
+
+
+@pytest.mark.parametrize(
+    ("source", "weight", "more", "naive"),
+    [
+        ((1, 8, 4, 9, 9), (8, 8, 3, 3, 3), {}, True),
+        ((1, 8, 4, 9, 9), (8, 1, 3, 3, 3), {"group": 8}, True),
+        ((1, 8, 64), (8, 4, 1), {"group": 2}, True),
+        ((1, 8, 64), (8, 1, 3), {"group": 8}, False),
+        ((1, 8, 64), (8, 8, 3), {}, False),
+        ((1, 8, 9, 9), (8, 4, 3, 3), {"group": 2}, False),
+    ],
+)
+def test_convolutions_without_vectors(
+    source: tuple[int, ...], weight: tuple[int, ...], more: dict[str, int], naive: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "conv.onnx"
+    size = len(source) - 2
+    node = helper.make_node(
+        "Conv", ["x", "w"], ["y"], name="conv", kernel_shape=weight[2:], pads=[0] * 2 * size, **more
+    )
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in zip("xy", (source, None), strict=True)
+    ]
+    filled = numpy_helper.from_array(np.zeros(weight, np.float32), "w")
+    graph = helper.make_graph([node], "conv", values[:1], values[1:], [filled])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    (found,) = kernels(read_graph(path), "ncnn", isa=("avx2",))
+    assert (found.kind == "Conv naive") is naive
+    assert found.number("macs") > 0

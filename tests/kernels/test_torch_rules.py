@@ -75,6 +75,43 @@ def test_a_convolution_goes_where_torch_sends_it(case: tuple[int, ...], tmp_path
     assert ("aten::mkldnn_convolution" in names) == (expected == "Conv"), names
 
 
+@pytest.mark.parametrize(
+    ("source", "filters", "kernel", "stride", "groups"),
+    [
+        ((1, 16, 8, 128, 128), 16, (3, 3, 3), 1, 1),
+        ((1, 24, 8, 128, 128), 16, (3, 3, 3), 1, 1),
+        ((1, 3, 8, 64, 64), 8, (3, 7, 7), 2, 1),
+        ((1, 56, 16, 64, 64), 28, (3, 1, 1), 1, 1),
+        ((1, 56, 16, 64, 64), 28, (1, 1, 1), 2, 1),
+        ((1, 32, 4, 20, 20), 32, (3, 3, 3), 1, 32),
+        ((1, 40, 256), 40, (9,), 1, 40),
+        ((1, 40, 256), 40, (9,), 1, 1),
+        ((1, 90, 256), 40, (9,), 1, 1),
+        ((1, 90, 256), 40, (1,), 1, 1),
+    ],
+)
+def test_a_convolution_over_volumes_or_time_goes_where_torch_sends_it(
+    source: tuple[int, ...], filters: int, kernel: tuple[int, ...], stride: int, groups: int, tmp_path
+) -> None:
+    """What is over images is computed as such, so time is a row of pixels; of volumes not all elements count."""
+    kind = torch.nn.Conv3d if len(source) == 5 else torch.nn.Conv1d
+    padding = tuple(size // 2 for size in kernel)
+    module = kind(source[1], filters, kernel, stride, padding, groups=groups, bias=False)
+    path = tmp_path / "conv.onnx"
+    torch.onnx.export(module, (torch.zeros(source),), str(path), dynamo=False, opset_version=17)
+    expected = kernels(read_graph(path), "torch")[0]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode(), torch.profiler.profile() as profile:
+            module(torch.zeros(source))
+    finally:
+        torch.set_num_threads(threads)
+    names = {event.name for event in profile.events()}
+    assert ("aten::mkldnn_convolution" in names) == (expected.op == "Conv"), names
+    assert expected.kind.endswith("/along time") == (groups > 1 and len(source) == 3)
+
+
 def test_filters_that_no_blocks_divide_take_longer() -> None:
     """What torch told on a machine with AVX-512: by the rules these run one block of filters at a time."""
     folder = DatasetFolder(DATASETS / "kernels")
