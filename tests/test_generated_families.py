@@ -200,7 +200,7 @@ def test_the_specs_of_another_family_are_refused() -> None:
 
 
 def test_the_space_of_every_family_draws() -> None:
-    spaces = sorted(bundled_spaces()["kernels"].glob("*.toml"))
+    spaces = sorted(path for folder in ("kernels", "rare") for path in bundled_spaces()[folder].glob("*.toml"))
     assert {load_space(path, FAMILIES).family for path in spaces} == {*GENERATED, "resnet"}
     names = [name for path in spaces for name, _ in draw(load_space(path, FAMILIES), FAMILIES)]
     assert len(set(names)) == len(names) >= 300

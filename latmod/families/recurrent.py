@@ -9,6 +9,12 @@ _ORDER = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2)}
 """Where torch's gates (input, forget, cell, output; reset, update, new) lie in ONNX's weights."""
 
 
+def as_torch_has_them(part: Tensor, op: str) -> Tensor:
+    """Return weights or biases of a recurrent layer, gate by gate as in ONNX, with the gates in torch's order."""
+    order = list(_ORDER[op])
+    return part.reshape(len(order), part.shape[0] // len(order), -1)[order].reshape(part.shape)
+
+
 class _Layer(torch.autograd.Function):
     """One layer over steps x batch x channels, in one direction or both.
 
@@ -37,12 +43,9 @@ class _Layer(torch.autograd.Function):
     def forward(_: Any, x: Tensor, weight: Tensor, state: Tensor, bias: Tensor, first: Tensor, op: str) -> Tensor:
         """Return steps x batch x (directions x hidden)."""
         # While a graph is traced, sizes are tensors.
-        directions, rows, hidden = map(int, state.shape)
-        order = list(_ORDER[op])
-        flat = []
-        for one in range(directions):
-            for part in (weight[one], state[one], *torch.split(bias[one], rows)):
-                flat.append(part.reshape(len(order), hidden, -1)[order].reshape(part.shape))
+        directions, rows, _ = map(int, state.shape)
+        parts = [[weight[one], state[one], *torch.split(bias[one], rows)] for one in range(directions)]
+        flat = [as_torch_has_them(part, op) for own in parts for part in own]
         more = (flat, True, 1, 0.0, False, directions == 2, False)
         made: Tensor = (torch.lstm(x, (first, first), *more) if op == "LSTM" else torch.gru(x, first, *more))[0]
         return made

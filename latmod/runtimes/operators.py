@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from latmod.families.recurrent import as_torch_has_them
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _VERSIONS = {"LSTM": (7, 14, 22), "GRU": (7, 14, 22), "GridSample": (16, 20)}
 """Opsets in which the ONNX standard changed an operator (onnx/docs/Changelog.md)."""
-_ORDER = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2)}
-"""Where torch's gates (input, forget, cell, output; reset, update, new) lie in ONNX's weights."""
 _STATES = {"LSTM": (5, 6), "GRU": (5,)}
 """Positions of the inputs that hold what a layer remembers at first."""
 _MODES = {"linear": "bilinear", "cubic": "bicubic"}
@@ -87,13 +87,12 @@ def _recurrent(node: Any, graph: Any) -> Any:
     (directions, rows, inputs), hidden = weight.shape, state.shape[2]
     make = nn.LSTM if op == "LSTM" else nn.GRU
     layer = make(inputs, hidden, bias=bias is not None, bidirectional=directions == 2)
-    order = list(_ORDER[op])
     for direction in range(directions):
         parts = [weight[direction], state[direction], *(bias[direction].split(rows) if bias is not None else ())]
         sorts = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         for sort, part in zip(sorts, parts, strict=False):
-            turned = part.reshape(len(order), hidden, -1)[order].reshape(part.shape)
-            getattr(layer, f"{sort}_l0{'_reverse' if direction else ''}").data.copy_(turned)
+            own = getattr(layer, f"{sort}_l0{'_reverse' if direction else ''}")
+            own.data.copy_(as_torch_has_them(part, op))
     read = (names[0], *(names[place] for place in _STATES[op] if names[place]))
     module = RecurrentLayer(layer, len(node.output_values))
     written = tuple(name for name in node.output_values if name)
