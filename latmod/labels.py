@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from operator import attrgetter
 
 import msgspec
@@ -15,13 +15,14 @@ from latmod.drift import Correction, state_of
 from latmod.graph import read_graph
 from latmod.kernels import Kernel, kernels
 from latmod.kernels.columns import Columns, column_matrix
+from latmod.kernels.kernel import RECURRENT
 from latmod.runtimes import kernel_rules
 from latmod.scores import split_half
 from latmod.table import observations
 
 _PACKED = frozenset({"Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose", "LSTM", "GRU"})
 """Operators whose weights an engine may have packed away: the first input and the result say their shapes."""
-_VOLUME_DIMS = 5
+_VOLUME_DIMS, _SEQUENCE = 5, "RNNSeq"
 
 
 class LabelledModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -181,11 +182,15 @@ def _by_node(
     members: dict[int, list[int]] = {}
     first_of: dict[int, int] = {}
     before = 0.0
+    # OpenVINO numbers its recurrent sequences anew, one for each direction.
+    recurrent = (place for place, kernel in enumerate(expected) for _ in range(_directions(kernel)))
     for time in burst:
         nodes = [name if name in owners else writers.get(name, "") for name in time.nodes]
         places = {owners[node] for node in nodes if node in owners}
         if not time.nodes and time.value in movers:
             places = {movers[time.value]}
+        if time.op == _SEQUENCE and not places:
+            places = {*islice(recurrent, 1)}
         before += float(time.ns) * time.count
         if not places:
             continue
@@ -205,6 +210,10 @@ def _by_node(
         for place, part in zip(joined, parts.tolist(), strict=True):
             labels[place] = part
     return labels, pieces
+
+
+def _directions(kernel: Kernel) -> int:
+    return kernel.inputs[2][0] if kernel.op in RECURRENT and len(kernel.inputs) > 2 else 0
 
 
 def _told_by_readers(

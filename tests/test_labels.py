@@ -95,6 +95,23 @@ def test_what_a_volume_took_may_be_told_of_what_reads_it() -> None:
     assert told_itself.kernel_ns == (50.0, 5.0)
 
 
+def test_recurrent_sequences_are_told_one_for_each_direction() -> None:
+    """OpenVINO names them by numbers of its own; they come in the order of the graph."""
+    shapes = ((9, 1, 4), (2, 12, 4), (2, 12, 3))
+    both, one = (
+        msgspec.structs.replace(kernel("LSTM", inputs=inputs, value=name), nodes=(name,))
+        for name, inputs in (("both", shapes), ("one", ((9, 1, 6), (1, 12, 6), (1, 12, 3))))
+    )
+    turned = msgspec.structs.replace(kernel("Transpose"), nodes=("turned",))
+    told_of = [
+        KernelTime(op="RNNSeq", inputs=(), outputs=(), value="", count=1, ns=ns, nodes=(f"LSTMSequence_{ns}",))
+        for ns in (40, 50, 30)
+    ]
+    found = join([both, one, turned], [[*told_of[:2], named(2, "turned"), told_of[2]]])
+    assert found.kernel_ns == (90.0, 30.0, 2.0)
+    assert found.unmatched_ns == 0.0
+
+
 def test_what_an_engine_puts_in_counts_to_what_follows() -> None:
     kernels = [msgspec.structs.replace(kernel(op), nodes=(op,)) for op in "ab"]
     found = join(kernels, [[named(1, ""), named(2, "a"), named(3, "reorder"), named(4, "b"), named(5, "last")]])

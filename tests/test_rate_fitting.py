@@ -98,3 +98,27 @@ def test_one_slow_kernel_beyond_a_cache_does_not_price_all(slow: int, per_byte: 
     took = 2000.0 + sizes * np.where(sizes > 3e7, 0.5, 0.1)
     rates = fitted([product(size) for size in sizes], took.tolist())
     assert per_byte / 1.5 < price_ns(rates, product(1.5e8)) / 1.5e8 < per_byte * 1.5
+
+
+def test_many_kernels_of_an_unlike_kind_outweigh_the_proportions_of_its_class() -> None:
+    """A class that knew of calls alone priced such kernels by call: at 0.3 to 1.0 of what they took."""
+    rng = np.random.default_rng(4)
+    kinds = [f"Odd{number}" for number in range(60)]
+    calls = [moving(kind, float(10 ** rng.uniform(2, 4))) for kind in kinds for _ in range(10)]
+    slow = [moving("GridSample", float(10 ** rng.uniform(4, 6))) for _ in range(90)]
+    took = np.array([3000.0] * len(calls) + [60.0 * kernel.number("bytes_in") for kernel in slow])
+    every = [*calls, *slow]
+    rates = fit_rates([kernel.kind for kernel in every], column_matrix(every), took, np.ones(len(every)), ())
+    found = [price_ns(rates, moving("GridSample", size)) / (60.0 * size) for size in (1e4, 1e5, 1e6)]
+    assert found == pytest.approx([1.0] * 3, rel=0.25)
+
+
+def test_what_no_kernel_of_an_unlike_kind_has_costs_what_it_does_in_the_class() -> None:
+    sizes = [1e4, 1e5, 1e6] * 10
+    kinds = [f"Odd{number}" for number in range(60)]
+    plain = [made(kind, bytes_in=1e5, bytes_weights=size) for kind in kinds for size in sizes]
+    took = [1000.0 + 0.1 * (kernel.number("bytes_in") + kernel.number("bytes_weights")) for kernel in plain]
+    slow = [made("GridSample", bytes_in=size) for size in sizes]
+    rates = fitted([*plain, *slow], [*took, *(100.0 * kernel.number("bytes_in") for kernel in slow)])
+    without, weighted = (price_ns(rates, made("GridSample", bytes_in=1e5, bytes_weights=size)) for size in (0.0, 1e6))
+    assert weighted - without == pytest.approx(1e5, rel=0.5)

@@ -17,6 +17,7 @@ _FREE = VIEWS - {"Dropout", "Identity"}
 _CONVOLUTIONS = frozenset({"Conv", "SlowConv", "com.microsoft::FusedConv", f"{DOMAIN}Conv", "ConvTranspose"})
 _PRODUCTS = frozenset({"MatMul", "Gemm", "com.microsoft::FusedGemm", "com.microsoft::FusedMatMul"})
 _ALIASES = {"SlowConv": "Conv"}
+_CORNERS = 4.0
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _OTHER_FLOATS = FLOATS - {"float32"}
 _OTHER_NUMBERS = _OTHER_FLOATS | {"quantized"}
@@ -181,6 +182,9 @@ def _describe(form: _Form) -> _Described:
     if node.op in PARTIAL_READS and static[0]:
         # Of a table, such as an embedding of tokens, only the rows that are asked for are read.
         numbers["bytes_weights"] = min(numbers["bytes_weights"], numbers["bytes_out"])
+    if node.op == "GridSample" and len(active) > 1:
+        # Of a map at most four places are read for each that is written.
+        numbers["bytes_in"] = float(active[1].nbytes + min(active[0].nbytes, _CORNERS * numbers["bytes_out"]))
     numbers["numel_out"] = float(sum(tensor.numel for tensor in outputs))
     numbers["operands"], numbers["outputs"] = float(len(active)), float(len(outputs))
     shape = active[0].shape if active else ()
