@@ -22,7 +22,8 @@ PARTS = ("conv_ns", "copy_ns", "dispatch_ns", "probe_ns")
 """What a state is made of: the reference load before and after a burst, and the probe beside its samples.
 
 The probe sees what the clock did while a network ran. With it, the spread between rounds (rms) falls from 3.7 to 3.2 %
-in onnxruntime on kernels-xeon, where probes step between 8.8, 9.8 and 11 us, and from 3.1 to 2.8 % on kernels-zen5.
+in onnxruntime on kernels-xeon, where probes step between 8.8, 9.8 and 11 us, and from 3.1 to 2.8 % on what
+kernels-zen5 was on 25 November.
 """
 _Group = tuple[NDArray[np.float64], NDArray[np.float64]]
 _NO_WEIGHTS = (0.0,) * len(PARTS)
