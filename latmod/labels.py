@@ -15,14 +15,14 @@ from latmod.drift import Correction, state_of
 from latmod.graph import read_graph
 from latmod.kernels import Kernel, kernels
 from latmod.kernels.columns import Columns, column_matrix
-from latmod.kernels.kernel import RECURRENT
+from latmod.kernels.kernel import RECURRENT, VOLUME_DIMS
 from latmod.runtimes import kernel_rules
 from latmod.scores import split_half
 from latmod.table import observations
 
 _PACKED = frozenset({"Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose", "LSTM", "GRU"})
 """Operators whose weights an engine may have packed away: the first input and the result say their shapes."""
-_VOLUME_DIMS, _SEQUENCE = 5, "RNNSeq"
+_SEQUENCE = "RNNSeq"
 
 
 class LabelledModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,10 +86,7 @@ def labelled_models(
     for model, own in groupby(measured, key=attrgetter("model")):
         graph = read_graph(folder.graph_path(model))
         writers = {name: node.name for node in graph.nodes for name in node.outputs}
-        readers: dict[str, list[str]] = defaultdict(list)
-        for node in graph.nodes:
-            for name in node.inputs:
-                readers[name].append(node.name)
+        readers = {name: [node.name for node in users] for name, users in graph.users.items()}
         by_rules: dict[str, tuple[tuple[Kernel, ...], Columns]] = {}
         for one in own:
             rule = rules[one.runtime]
@@ -225,7 +222,7 @@ def _told_by_readers(
     """
     found = {}
     for place, kernel in enumerate(expected):
-        if place in told or not kernel.outputs or len(kernel.outputs[0]) != _VOLUME_DIMS or not kernel.number("macs"):
+        if place in told or not kernel.outputs or len(kernel.outputs[0]) != VOLUME_DIMS or not kernel.number("macs"):
             continue
         reader, values = place, kernel.values
         while reader not in told:

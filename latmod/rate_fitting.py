@@ -95,7 +95,7 @@ def fit_rates(
             prior = priors.get(others_of(kind))
             like = _at_its_level(prior, *told)
             most = _most_ns_per_mac(others_of(kind), priors)
-            found[kind] = _non_negative(*told, like, most, _MOST_FOR_UNLIKE if like is not prior else 0)
+            found[kind] = _non_negative(*told, like, most, _MOST_FOR_UNLIKE if like is not prior else np.inf)
     # All that is left of a silent kind is the call, which no rate is below.
     found |= priors | {OTHER: other} | dict.fromkeys(silent, (0.0,) * len(PHYSICAL))
     return Rates(kinds=tuple(found), rates=tuple(found.values()))
@@ -131,12 +131,12 @@ def _non_negative(
     weights: Floats,
     prior: tuple[float, ...] | None = None,
     most_ns_per_mac: float | None = None,
-    counting: int = 0,
+    counting: float = np.inf,
 ) -> tuple[float, ...]:
     """Fit non-negative rates on relative error; columns are brought to the same norm.
 
     A ridge shares between alikes; with a `prior`, rates of the class, it draws each rate to that by their ratio: a kind
-    that was seen small alone is priced large as its class is; if `counting`, as if there were so many kernels at most.
+    that was seen small alone is priced large as its class is; it counts for `counting` kernels at most.
     What lies beyond a cache is bounded by the slowest that memory can be, and stays as the class has it (or nothing)
     where hardly any kernel tells it: few kernels are so large, and one of them with a disturbed label would price all
     larger ones.
@@ -153,7 +153,7 @@ def _non_negative(
         start, pull = np.zeros(len(PHYSICAL)), np.full(len(PHYSICAL), np.sqrt(_RIDGE) * whole)
     else:
         start = np.array(prior) * norms
-        pull = _LABEL_NOISE / (start / whole + _LEAST_PART) * np.sqrt(min(1.0, (counting or len(scaled)) / len(scaled)))
+        pull = _LABEL_NOISE / (start / whole + _LEAST_PART) * np.sqrt(min(1.0, counting / len(scaled)))
     beyond = np.array(["_over_" in name for name in PHYSICAL])
     pull[beyond & (np.count_nonzero(physical, axis=0) < _FEW_BEYOND)] = _HELD * whole
     left = np.concatenate([scaled / norms * whole, np.diag(pull)])

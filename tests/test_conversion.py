@@ -9,13 +9,13 @@ from onnx import TensorProto, helper, numpy_helper, save
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx2torch")
+from agreement import assert_the_runtimes_agree  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from latmod.export import export_model  # noqa: E402
 from latmod.graph import read_graph, read_inputs, strip_weights  # noqa: E402
 from latmod.inputs import random_inputs  # noqa: E402
 from latmod.kernels import kernels  # noqa: E402
-from latmod.runtimes import Model, Settings, find_runtime  # noqa: E402
 from latmod.runtimes.conversion import convert_graph, literal_shapes  # noqa: E402
 
 
@@ -36,16 +36,6 @@ class Written(nn.Module):
 def parts(module: nn.Module) -> list[str]:
     graph = module.graph
     return [type(module.get_submodule(node.target)).__name__ for node in graph.nodes if node.op == "call_module"]
-
-
-def assert_the_runtimes_agree(path: Path) -> None:
-    inputs = random_inputs(read_inputs(path), 1, seed=0)
-    results = []
-    for runtime in ("onnxruntime", "torch"):
-        session = find_runtime(runtime).open(Model(path=str(path)), inputs, Settings())
-        session.infer()
-        results.append(session.outputs()[0])
-    np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("inner", "name"), [(nn.GELU(), "GELU"), (nn.SiLU(), "SiLU")])

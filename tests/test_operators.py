@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper, save
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx2torch")
 pytest.importorskip("onnxruntime")
+from agreement import assert_the_runtimes_agree, outputs  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from latmod.errors import UnsupportedModelError  # noqa: E402
@@ -19,17 +20,6 @@ from latmod.families.recurrent import Recurrent  # noqa: E402
 from latmod.graph import read_inputs, strip_weights  # noqa: E402
 from latmod.inputs import random_inputs  # noqa: E402
 from latmod.runtimes import Model, Settings, find_runtime  # noqa: E402
-
-
-def assert_the_runtimes_agree(path: Path) -> None:
-    inputs = random_inputs(read_inputs(path), 1, seed=0)
-    results = []
-    for runtime in ("onnxruntime", "torch"):
-        session = find_runtime(runtime).open(Model(path=str(path)), inputs, Settings())
-        session.infer()
-        results.append(session.outputs())
-    for expected, found in zip(*results, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 class Heard(nn.Module):
@@ -59,7 +49,7 @@ def test_recurrent_layers_compute_what_onnxruntime_computes(
     module = Heard(kind(5, 3, 2, bidirectional=True, bias=bias), states=states).eval()
     torch.onnx.export(module, (torch.rand(7, 2, 5),), str(path), dynamo=False, opset_version=17)
     path.write_bytes(strip_weights(path))
-    assert_the_runtimes_agree(path)
+    assert_the_runtimes_agree(path, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("op", ["LSTM", "GRU"])
@@ -71,19 +61,10 @@ def test_every_engine_runs_recurrent_layers(runtime: str, package: str, op: str,
     pytest.importorskip(package)
     path = tmp_path / "layers.onnx"
     export_model(Recurrent(6, 8, 2, op, both=False), (1, 6, 20), path)
-    inputs = random_inputs(read_inputs(path), 1, seed=0)
-    expected, found = (_outputs(name, path, inputs) for name in ("onnxruntime", runtime))
+    (expected,), (found,) = (outputs(name, path) for name in ("onnxruntime", runtime))
     assert found.shape == expected.shape == (1, 8, 20)
     off = float(np.abs(found - expected).max() / np.abs(expected).max())
     assert off < (0.3 if runtime == "mnn" else 1e-4)
-
-
-def _outputs(runtime: str, path: Path, inputs: list[dict[str, np.ndarray]]) -> np.ndarray:
-    session = find_runtime(runtime).open(Model(path=str(path)), inputs, Settings())
-    session.infer()
-    (found,) = session.outputs()
-    session.close()
-    return found
 
 
 @pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
@@ -96,7 +77,7 @@ def test_samples_of_maps_are_what_onnxruntime_reads(mode: str, padding: str, tmp
 
     path = tmp_path / "sampled.onnx"
     torch.onnx.export(Sampled(), (torch.rand(2, 3, 6, 5),), str(path), dynamo=False, opset_version=17)
-    assert_the_runtimes_agree(path)
+    assert_the_runtimes_agree(path, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -133,4 +114,4 @@ def test_what_torch_has_no_layer_for_is_named(
 def test_networks_of_rare_operators_agree(family: str, variant: int, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     export_spec(FAMILIES[family], GeneratedSpec(variant=variant, width=16, depth=3, side=64), path)
-    assert_the_runtimes_agree(path)
+    assert_the_runtimes_agree(path, rtol=1e-4, atol=1e-5)

@@ -62,6 +62,20 @@ class ConvUnit(nn.Sequential):
         super().__init__(*parts)
 
 
+class Added(nn.Module):
+    """Modules in a row, what comes of them scaled down or not, and a shortcut (Lim et al. 2017, arXiv:1707.02921)."""
+
+    def __init__(self, *parts: nn.Module, scale: float = 1.0) -> None:
+        """Take modules that keep the shape."""
+        super().__init__()
+        self.body, self.scale = nn.Sequential(*parts), scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the modules."""
+        y: Tensor = self.body(x)
+        return x + (y if self.scale == 1.0 else y * self.scale)
+
+
 class SqueezeExcite(nn.Module):
     """Weigh channels by what a small network makes of their means (Hu et al. 2018, arXiv:1709.01507).
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from latmod.errors import SpecError
-from latmod.families.blocks import ConvUnit
+from latmod.families.blocks import Added, ConvUnit
 from latmod.families.choices import Choices
 from latmod.families.generated import GeneratedSpec
 from latmod.families.maps import BINS, Boxes, Downwards, Grid, Mask, Pyramid, Upwards
@@ -30,20 +30,6 @@ class Focus(nn.Module):
         corners = [x[..., row::2, column::2] for column in (0, 1) for row in (0, 1)]
         output: Tensor = self.conv(torch.cat(corners, 1))
         return output
-
-
-class Added(nn.Module):
-    """Modules in a row, what comes of them scaled down or not, and a shortcut (Lim et al. 2017, arXiv:1707.02921)."""
-
-    def __init__(self, *parts: nn.Module, scale: float = 1.0) -> None:
-        """Take modules that keep the shape."""
-        super().__init__()
-        self.body, self.scale = nn.Sequential(*parts), scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the modules."""
-        y: Tensor = self.body(x)
-        return x + (y if self.scale == 1.0 else y * self.scale)
 
 
 class Union(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from latmod.families.blocks import ConvUnit, activation
+from latmod.families.blocks import Added, ConvUnit, activation
 from latmod.families.choices import Choices
 from latmod.families.generated import BANDS, GeneratedSpec
 from latmod.families.recurrent import Recurrent
@@ -44,20 +44,6 @@ class Gated(nn.Module):
         """Run the block."""
         value, gate = self.conv(x).chunk(2, 1)
         output: Tensor = x + self.last((torch.tanh(value) if self.tanh else value) * torch.sigmoid(gate))
-        return output
-
-
-class Residual(nn.Module):
-    """Modules in a row that keep the shape, with a shortcut."""
-
-    def __init__(self, *parts: nn.Module) -> None:
-        """Take the modules."""
-        super().__init__()
-        self.body = nn.Sequential(*parts)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the block."""
-        output: Tensor = x + self.body(x)
         return output
 
 
@@ -150,13 +136,13 @@ def _blocks(draw: Choices, form: str, channels: int, depth: int, act: str) -> li
             made.append(Gated(channels, draw.pick((2, 3)) | 1, 2 ** (place % 5), tanh=tanh))
         elif form == "separable":
             deep = TimeUnit(channels, channels, wide, "none", norm="none", groups=channels)
-            made.append(Residual(deep, TimeUnit(channels, channels, 1, act, norm=norm)))
+            made.append(Added(deep, TimeUnit(channels, channels, 1, act, norm=norm)))
         elif form == "grouped":
             up, down = (TimeUnit(channels, channels, 1, one, norm="none", groups=groups) for one in (act, "none"))
-            made += [Residual(up, down), Normed(channels)]
+            made += [Added(up, down), Normed(channels)]
         else:
             units = (TimeUnit(channels, channels, kernel, act, norm=norm) for _ in range(2))
-            made.append(Residual(*units))
+            made.append(Added(*units))
     return made
 
 
@@ -169,7 +155,7 @@ def _longer(draw: Choices, channels: int, act: str) -> nn.Module:
             activation(act, in_place=False),
             nn.ConvTranspose1d(channels, filters, 2 * factor, factor, factor // 2),
         ]
-        parts.append(Residual(TimeUnit(filters, filters, 3, act, norm="none", dilation=draw.pick((1, 3)))))
+        parts.append(Added(TimeUnit(filters, filters, 3, act, norm="none", dilation=draw.pick((1, 3)))))
         channels = filters
     return nn.Sequential(*parts, nn.Conv1d(channels, 1, 7, padding=3), nn.Tanh())
 

@@ -19,6 +19,7 @@ _PRODUCTS = frozenset({"MatMul", "Gemm", "com.microsoft::FusedGemm", "com.micros
 _ALIASES = {"SlowConv": "Conv"}
 _CORNERS = 4.0
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+VOLUME_DIMS = 5
 _OTHER_FLOATS = FLOATS - {"float32"}
 _OTHER_NUMBERS = _OTHER_FLOATS | {"quantized"}
 _RESIZING, _PLAIN = ("Resize", "Upsample"), "nearest"

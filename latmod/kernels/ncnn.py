@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import msgspec
 
 from latmod.graph import Graph
-from latmod.kernels.kernel import Kernel
+from latmod.kernels.kernel import VOLUME_DIMS, Kernel
 
 NAIVE = "Conv naive"
-_VOLUME_DIMS, _TIME_DIMS = 5, 3
+_TIME_DIMS = 3
 _KEPT_TOGETHER = 4
 _MOST_DIMS = 5
 """A batch of one and the four dims of ncnn's Mat."""
@@ -66,7 +66,7 @@ def _is_naive(kernel: Kernel) -> bool:
         return False
     grouped = 1.0 < kernel.number("group") < kernel.number("channels_in")
     dims = len(kernel.outputs[0])
-    return dims == _VOLUME_DIMS or (dims == _TIME_DIMS and (grouped or kernel.op == "ConvTranspose"))
+    return dims == VOLUME_DIMS or (dims == _TIME_DIMS and (grouped or kernel.op == "ConvTranspose"))
 
 
 def _takes_rows_apart(kernel: Kernel) -> bool:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import MNN
 
 _ENDINGS = re.compile(r"(__matmul_converted|_raster_\d+|__group__\d+)+$")
+_RECURRENT = "--useOriginRNNImpl"
+"""Else recurrent layers become loops, which sessions do not run: 16 networks of rare-zen5 gave no output."""
 _CONVERT = "import sys, _tools; _tools.mnnconvert(['mnnconvert', *sys.argv[1:]])"
 
 
@@ -62,10 +64,9 @@ def _source(name: str) -> str:
 
 def _converted(path: Path, name: str) -> Path:
     target = path.with_suffix(".mnn")
-    # Else recurrent layers become loops, which sessions do not run: 16 networks of rare-zen5 gave no output.
     arguments = ["-f", "ONNX", "--modelFile", str(path), "--MNNModel", str(target), "--bizCode", "latmod"]
-    arguments.append("--useOriginRNNImpl")
-    _, told = run_converter([sys.executable, "-c", _CONVERT, *arguments], path.parent, f"mnn: {name}")
+    command = [sys.executable, "-c", _CONVERT, *arguments, _RECURRENT]
+    _, told = run_converter(command, path.parent, f"mnn: {name}")
     if not target.is_file():
         raise UnsupportedModelError(f"mnn cannot convert {name}: {told}")
     return target
