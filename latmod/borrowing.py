@@ -15,12 +15,13 @@ from latmod.additive import Rates, class_of, others_of
 from latmod.kernel_fitting import Training, fit_rated, parted, training_kernels
 from latmod.kernels import Kernel
 from latmod.kernels.ncnn import NAIVE
+from latmod.kernels.tract import BATCHED
 from latmod.labels import LabelledModel
 
 _FEWEST = 3
 """Kernels of a kind below which there is nothing to lend."""
-_WITHOUT_VECTORS = frozenset({NAIVE})
-"""Kinds of convolutions that are the same code on every machine."""
+_WITHOUT_VECTORS = (NAIVE, BATCHED)
+"""Ends of kinds of convolutions whose time goes to the same code on every machine."""
 
 
 class Lender(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +52,7 @@ def borrowed(own: Sequence[LabelledModel], lenders: Sequence[Lender]) -> list[La
 
 
 def _hangs_on_vectors(kind: str) -> bool:
-    return class_of(kind) == "convolutions" and kind not in _WITHOUT_VECTORS
+    return class_of(kind) == "convolutions" and not kind.endswith(_WITHOUT_VECTORS)
 
 
 class _Rated(msgspec.Struct, frozen=True):

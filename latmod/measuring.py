@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from latmod.bursts import ask_burst
-from latmod.graph import strip_weights
+from latmod.graph import read_graph, strip_weights
 from latmod.quiet import QuietLevels, over_quiet, undisturbed
 from latmod.runtimes import Model, Settings, find_runtime
 from latmod.scores import split_half
@@ -58,8 +58,8 @@ def measure(
     A burst may look for `patience_seconds` for quiet before it samples the cores as they are. `notify` hears of what
     failed, `tell`, between bursts, of how far it is.
 
-    Raises GraphError for a file that cannot be read and LatmodError for an unknown runtime, before anything is timed;
-    what one runtime cannot run is a row with status `failed`.
+    Raises GraphError for a file that cannot be read, or is fixed to other shapes than `shapes`, and LatmodError for an
+    unknown runtime, before anything is timed; what one runtime cannot run is a row with status `failed`.
     """
     for name in runtimes:
         find_runtime(name).version()
@@ -106,6 +106,8 @@ def measure(
 
 
 def _weight_free(path: Path, target: Path, shapes: Mapping[str, tuple[int, ...]] | None) -> Path:
+    if shapes:
+        read_graph(path, shapes)
     target.write_bytes(strip_weights(path, shapes))
     return target
 

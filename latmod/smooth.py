@@ -67,10 +67,13 @@ class Smooth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def centred(x: Features, kinds: int) -> Smooth:
-    """Return what has no networks yet, for columns [N, D] like these, of which the last is one of `kinds`."""
+    """Return what has no networks yet, for columns [N, D] like these, of which the last is one of `kinds`.
+
+    A column that is the same everywhere is not seen: of what it says where it differs, nothing was learnt.
+    """
     plain = squashed(x[:, :-1])
     scale = plain.std(axis=0)
-    scale[scale < 1e-9] = 1.0
+    scale[scale < 1e-9] = np.inf
     return Smooth(kinds=kinds, mean=plain.mean(axis=0), scale=scale, networks=())
 
 

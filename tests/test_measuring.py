@@ -55,6 +55,23 @@ def test_a_shape_sets_batch_and_side(models: list[Path]) -> None:
     assert large[0].latency_ms > small[0].latency_ms
 
 
+def test_a_graph_that_is_fixed_to_another_batch_stops_before_anything_is_timed(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper, save
+
+    shape = helper.make_tensor("shape", TensorProto.INT64, [3], [1, 3, 64])
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"], name="flat")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3, 64])],
+        [shape],
+    )
+    path = tmp_path / "fixed.onnx"
+    save(helper.make_model(graph), path)
+    with pytest.raises(GraphError, match=r"fixed\.onnx: node flat .* fixed to another input shape"):
+        measure([path], ["fake"], rounds=1, shapes={"x": (4, 3, 8, 8)})
+
+
 def test_random_inputs_serve_where_the_input_is_no_image(tmp_path: Path) -> None:
     from onnx import TensorProto, helper, save
 

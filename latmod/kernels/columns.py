@@ -16,7 +16,9 @@ PHYSICAL = (
 )  # fmt: skip
 """Quantities that take time in proportion; physics gives each kind non-negative rates of these.
 
-- unfolded_bytes: of the matrix that a convolution makes of its input (im2col); *_over_*: bytes beyond a cache.
+- unfolded_bytes: of the matrix that a convolution makes of its input (im2col).
+- *_over_*: bytes beyond a cache; weights pass through it again for each of several products, as at every step of a
+  recurrent layer.
 - calls: how many products or groups are run one after another; pieces: how many contiguous pieces are copied.
 """
 
@@ -72,6 +74,7 @@ malloc gives it again what the last output of the same size lay in (torch's batc
 """
 
 _LATELY = 4
+_FLOAT_BYTES = 4.0
 
 _TILE_FILTERS, _TILE_PIXELS, _MOST_PANELS = 16, 6, 16
 _NARROW_TILE, _WIDE_TILE = (16, 12), (32, 6)
@@ -133,12 +136,16 @@ def _physical(x: dict[str, Floats]) -> dict[str, Floats]:
     activations = x["bytes_in"] + x["bytes_out"]
     inner = np.maximum(x["inner"], 1.0)
     unfolded = (x["kernel_h"] * x["kernel_w"] > 1) | (x["stride"] > 1)
+    repeated = (x["kernel_h"] == 0.0) & (x["products"] > 1.0)
+    passes = np.where(repeated, x["products"], 1.0)
+    matrix_bytes = np.where(repeated, _FLOAT_BYTES * x["columns"] * inner, np.inf)
+    weights_at_once = np.minimum(x["bytes_weights"], matrix_bytes)
     return {
         "one": np.ones_like(x["macs"]),
         **{name: x[name] for name in PHYSICAL[1:8]},
-        "unfolded_bytes": 4.0 * x["rows"] * x["inner"] * np.maximum(x["products"], 1.0) * unfolded,
-        "weights_over_l2": np.maximum(0.0, x["bytes_weights"] - _LARGE_L2_BYTES),
-        "weights_over_l3": np.maximum(0.0, x["bytes_weights"] - _L3_BYTES),
+        "unfolded_bytes": _FLOAT_BYTES * x["rows"] * x["inner"] * np.maximum(x["products"], 1.0) * unfolded,
+        "weights_over_l2": passes * np.maximum(0.0, weights_at_once - _LARGE_L2_BYTES),
+        "weights_over_l3": passes * np.maximum(0.0, weights_at_once - _L3_BYTES),
         "activations_over_l2": np.maximum(0.0, activations - _LARGE_L2_BYTES),
         "activations_over_l3": np.maximum(0.0, activations - _L3_BYTES),
         "calls": np.maximum(x["products"], x["group"]),
@@ -151,7 +158,7 @@ def _derived(x: dict[str, Floats]) -> dict[str, Floats]:
     moved = activations + x["bytes_weights"]
     groups = np.maximum(x["group"], 1.0)
     blocks, blocks8 = np.ceil(x["channels_out"] / 16.0), np.ceil(x["channels_out"] / 8.0)
-    panel_bytes = 4.0 * (_TILE_FILTERS + _TILE_PIXELS) * np.maximum(x["inner"], 1.0)
+    panel_bytes = _FLOAT_BYTES * (_TILE_FILTERS + _TILE_PIXELS) * np.maximum(x["inner"], 1.0)
     panels = np.clip(_LARGE_L2_BYTES // 3 // panel_bytes, 1.0, _MOST_PANELS)
     row_bytes = 4 * np.where(x["kernel_h"] > 0, x["rows"], x["columns"]).astype(np.int64)
     return {

@@ -13,6 +13,12 @@ _ROW, _TAPS = 128, 576
 # Windows are cut by a transpose of batch, two times rows, two times columns, and channels.
 _WINDOW_DIMS = 6
 _SQUARED = (2.0,)
+_IMAGE_DIMS = 4
+_BY_CHANNEL = frozenset({"BatchNormalization", "com.microsoft.nchwc::Upsample", "Resize"})
+
+ALONG_ROWS = "Conv along rows"
+BATCHED = "/batch"
+"""Ends kinds that are slow over several images, by the element, not by the multiply-add."""
 
 
 def changed_in_tract(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel | None]:
@@ -24,9 +30,14 @@ def changed_in_tract(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel 
     says; in bare chains, where nothing stands between a 1 x 1 convolution and the next one, some are.
 
     Channels come first in tract, as convolutions leave them, but in networks that cut images into windows. A layer norm
-    then sums over one channel after another: 0.36 us for each, however few rows there are, so 0.24 ms for 680 numbers.
+    then sums over one channel of an image after another: 0.36 us for each, however few rows there are, so 0.24 ms for
+    680 numbers.
     A softmax takes 0.1 us for each row (kernels-engines-zen4-avx2), on SPR 0.4 to 1.4, but 1.7 to 7.6 where rows do not
     lie along the last dim (14 in kernels-engines-spr): 330 of YOLO11n's 730 ms, whose boxes are a softmax over 16 bins.
+
+    Over several images what goes by channel, as a bias, is not made within the product: 2 to 8 ns for each element of a
+    convolution's output, 3 to 4 in a batch norm or a resized map, a tenth of which it takes over one image
+    (kernels-engines-zen5). MobileNet v2 takes 22 times as long over eight images as over one.
 
     A power other than the square takes 170 to 190 ns an element, all else that goes by element 1: so does a GELU whose
     third power is a Pow, as exported from PyTorch (kernels-engines-spr), three quarters of what ALBERT takes.
@@ -47,12 +58,20 @@ def _changed(kernel: Kernel, channels_first: bool, powers: set[str]) -> Kernel |
     # Forms in other floats, as Pow/float16, stay what was never measured.
     if "/" not in kernel.kind and not powers.isdisjoint(kernel.nodes):
         return msgspec.structs.replace(kernel, kind="Power")
+    if _goes_by_channel(kernel) and kernel.outputs[0][0] > 1:
+        kind = ALONG_ROWS if _goes_along_rows(kernel) else kernel.kind
+        return msgspec.structs.replace(kernel, kind=f"{kind}{BATCHED}")
     if kernel.kind == "Softmax":
         return msgspec.structs.replace(kernel, kind="Softmax/turned") if kernel.number("last_moves") else None
     if kernel.kind == "LayerNormalization" and channels_first:
-        turned = kernel.with_numbers(products=kernel.number("last_dim"))
+        turned = kernel.with_numbers(products=kernel.number("last_dim") * kernel.inputs[0][0])
         return msgspec.structs.replace(turned, kind="LayerNormalization/turned")
-    return msgspec.structs.replace(kernel, kind="Conv along rows") if _goes_along_rows(kernel) else None
+    return msgspec.structs.replace(kernel, kind=ALONG_ROWS) if _goes_along_rows(kernel) else None
+
+
+def _goes_by_channel(kernel: Kernel) -> bool:
+    images = bool(kernel.outputs) and len(kernel.outputs[0]) == _IMAGE_DIMS
+    return images and (kernel.convolves_images or kernel.kind in _BY_CHANNEL)
 
 
 def _goes_along_rows(kernel: Kernel) -> bool:

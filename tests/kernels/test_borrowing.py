@@ -75,14 +75,15 @@ def test_a_kind_counts_by_what_its_kernels_took_not_by_its_rates() -> None:
     assert np.median(ratios) == pytest.approx(10.0, rel=0.15)
 
 
-def test_what_has_no_vectors_is_lent_to_every_machine() -> None:
+@pytest.mark.parametrize("form", ["naive", "3x3/batch"])
+def test_what_has_no_vectors_is_lent_to_every_machine(form: str) -> None:
     other = []
     for model in measured(SLOWER, ("Conv 3x3", "MaxPool"), seed=1):
-        kinds = [one.kind.replace("3x3", "naive") for one in model.kernels]
+        kinds = [one.kind.replace("3x3", form) for one in model.kernels]
         renamed = (msgspec.structs.replace(one, kind=kind) for one, kind in zip(model.kernels, kinds, strict=True))
         other.append(msgspec.structs.replace(model, kernels=tuple(renamed)))
     lent = borrowed(measured(1.0, ("MaxPool",)), [Lender(models=tuple(other), alike=False)])
-    assert {one.kind for one in told_kernels(lent)} == {"Conv naive"}
+    assert {one.kind for one in told_kernels(lent)} == {f"Conv {form}"}
 
 
 def test_nothing_is_borrowed_of_what_is_known() -> None:

@@ -67,3 +67,13 @@ def test_columns_are_finite_however_large_kernels_are(sizes: list[tuple[int, int
     found = column_matrix(own)
     assert found.shape == (len(own), len(COLUMNS))
     assert np.isfinite(found).all()
+
+
+def test_weights_over_a_cache_pass_through_it_at_every_step() -> None:
+    """As of a recurrent layer in both directions; a product with weights alone reads them once."""
+    steps, row_bytes, rows = 2 * 50.0, 4 * 512, 1024
+    twice = float(2 * row_bytes * rows)
+    layer = kernel(4, 4).with_numbers(products=steps, inner=512, columns=rows, bytes_weights=twice)
+    once = kernel(4, 4).with_numbers(products=1.0, inner=512, columns=2.0 * rows, bytes_weights=twice)
+    over = row_bytes * rows - 1024 * 1024
+    assert column("weights_over_l2", layer, once) == [steps * over, twice - 1024 * 1024]

@@ -10,10 +10,10 @@ from onnx import TensorProto, helper, save
 from latmod.dataset import DatasetFolder, KernelTime
 from latmod.graph import read_graph
 from latmod.kernels import Kernel, kernels
+from latmod.kernels.tract import ALONG_ROWS, BATCHED
 
 DATASETS = Path(__file__).parents[2] / "datasets"
 FOLDER = DatasetFolder(DATASETS / "kernels-engines-zen4")
-ALONG_ROWS = "Conv along rows"
 
 
 def _nodes(pieces: Iterable[Kernel | KernelTime], among: frozenset[str]) -> set[str]:
@@ -54,9 +54,11 @@ def test_all_else_is_as_in_onnxruntime_but_norms(family: str, norms: set[str]) -
     assert {one.kind for one in own if one.kind.startswith("LayerNormalization")} == norms
 
 
-def _told_and_found(*families: str) -> Iterator[tuple[tuple[KernelTime, ...], tuple[Kernel, ...]]]:
-    """Give what tract told of each network of some families on SPR, and the kernels by the rules."""
-    folder = DatasetFolder(DATASETS / "kernels-engines-spr")
+def _told_and_found(
+    *families: str, machine: str = "spr"
+) -> Iterator[tuple[tuple[KernelTime, ...], tuple[Kernel, ...]]]:
+    """Give what tract told of each network of some families on a machine, and the kernels by the rules."""
+    folder = DatasetFolder(DATASETS / f"kernels-engines-{machine}")
     for one in folder.read_kernels():
         if one.runtime == "tract" and one.status == "ok" and one.model.startswith(families):
             yield one.kernels, kernels(read_graph(folder.graph_path(one.model)), "tract")
@@ -87,6 +89,18 @@ def test_powers_but_the_square_are_what_took_long_by_element() -> None:
     assert min(element_ns["Power"]) > 100.0
     assert len(element_ns["Pow"]) >= 3
     assert max(element_ns["Pow"]) < 10.0
+
+
+def test_convolutions_take_longer_over_several_images() -> None:
+    one, several = "Conv in place", f"Conv in place{BATCHED}"
+    mac_ns: dict[str, list[float]] = {one: [], several: []}
+    for told, found in _told_and_found("inception", machine="zen5"):
+        for kernel in found:
+            if kernel.kind in mac_ns:
+                took = sum(piece.ns for piece in told if not {*piece.nodes}.isdisjoint(kernel.nodes))
+                mac_ns[kernel.kind].append(took / kernel.number("macs"))
+    assert min(map(len, mac_ns.values())) >= 20
+    assert median(mac_ns[several]) > 2.0 * median(mac_ns[one])
 
 
 @pytest.mark.parametrize(
