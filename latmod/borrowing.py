@@ -6,7 +6,7 @@ interpolation, which took tract 8 ns an element and OpenVINO half of one (kernel
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -25,30 +25,46 @@ _WITHOUT_VECTORS = (NAIVE, BATCHED)
 
 
 class Lender(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold networks of another machine; `alike` tells whether its vector units are, on which convolutions hang."""
+    """Hold networks of another machine, or of this one that are fitted to nothing else; `machine` is its id.
+
+    `alike` tells whether its vector units are as here: on these convolutions hang.
+    """
 
     models: tuple[LabelledModel, ...]
+    machine: str
     alike: bool = True
 
 
-def borrowed(own: Sequence[LabelledModel], lenders: Sequence[Lender]) -> list[LabelledModel]:
-    """Return other machines' networks that hold kernels whose kind has no rates of its own here.
+def borrowed(own: Sequence[LabelledModel], lenders: Sequence[Lender], machine: str) -> list[LabelledModel]:
+    """Return networks of lenders that hold kernels whose kind has no rates of its own on a machine, named by its id.
 
     Of each network these kernels alone are told, its latency is nan. Their times are stated for this machine: scaled by
-    how it compares with the other in kinds of the same class. The others stay: the residual is drawn to nothing where
-    it was shown what nobody told (torch on kernels, families left out: 5.8 % MAPE; without them 6.1). Lenders are asked
-    in their order: of each only what none before it had.
+    how it compares with the other in kinds of the same class, by all that its lenders were told. The other kernels
+    stay: the residual is drawn to nothing where it was shown what nobody told (torch on kernels, families left out:
+    5.8 % MAPE; without them 6.1). Lenders are asked in their order: of each only what none before it had.
     """
     here = _rated(own)
     known = {*here.rates.kinds}
+    ratios: dict[str, dict[str, float]] = {machine: {}}
     found: list[LabelledModel] = []
     for lender in lenders:
         counts = Counter(kernel.kind for kernel in told_kernels(lender.models))
         lent = {kind for kind, count in counts.items() if count >= _FEWEST}
         missing = {kind for kind in lent - known if lender.alike or not _hangs_on_vectors(kind)}
         known |= missing
-        found += _stated_here(here, lender.models, missing) if missing else []
+        if missing and lender.machine not in ratios:
+            ratios[lender.machine] = _class_ratios(here, _rated(_all_of(lender.machine, lenders)))
+        found += _stated_here(lender.models, missing, ratios[lender.machine]) if missing else []
     return found
+
+
+def _all_of(machine: str, lenders: Sequence[Lender]) -> list[LabelledModel]:
+    """Return every network of a machine once, without those that never found quiet cores, if there are others.
+
+    A few odd networks would tell little of it: by those of rare operators alone Zen 5 took half as long as itself.
+    """
+    models = {one.model: one for lender in lenders if lender.machine == machine for one in lender.models}
+    return [one for one in models.values() if not one.disturbed] or [*models.values()]
 
 
 def _hangs_on_vectors(kind: str) -> bool:
@@ -78,11 +94,10 @@ def _rated(models: Sequence[LabelledModel]) -> _Rated:
     return _Rated(priced.rates, told, medians)
 
 
-def _stated_here(here: _Rated, other: Sequence[LabelledModel], missing: set[str]) -> list[LabelledModel]:
-    there = _rated(other)
-    told = there.told
-    ratios = _class_ratios(here, there)
-    whole = float(np.median(list(ratios.values())))
+def _stated_here(other: Sequence[LabelledModel], missing: set[str], ratios: Mapping[str, float]) -> list[LabelledModel]:
+    """Return what was told of kinds, times the ratio of their class, of all classes' where it has none, 1 if none."""
+    told = training_kernels(parted(other, fit_rated(other)))
+    whole = float(np.median(list(ratios.values()))) if ratios else 1.0
     scales = np.array([ratios.get(others_of(kind), whole) if kind in missing else np.nan for kind in told.kinds])
     nothing = float("nan")
     return [

@@ -128,7 +128,7 @@ def fit_kernel_level(
             # What no model on quiet cores tells enough of comes from all.
             for own in ([one for one in labelled if not one.disturbed], labelled):
                 if _told(own):
-                    lent.setdefault(name, []).append(Lender(models=tuple(own), alike=alike))
+                    lent.setdefault(name, []).append(Lender(models=tuple(own), machine=card.machine.id, alike=alike))
     if totals_only:
         models = {name: without_kernels(own) for name, own in models.items()}
     others = {one.runtime: one.fits for one in near if one.artifact.card.machine_id == cards[0].machine.id}
@@ -139,11 +139,11 @@ def fit_kernel_level(
         start = others.get(name) or fits.get(nearest[name])
         also[name] = []
         if name in lent and _told(models[name]):
-            also[name] = borrowed(models[name], lent[name])
+            also[name] = borrowed(models[name], lent[name], cards[0].machine.id)
         elif name in lent:
             start = fit_and_hold_out(lent[name][0].models, seed=seed, jobs=jobs, judged=False)
             parts = apportioned(models[name], scaled(start.whole, models[name]))
-            also[name] = borrowed(parts, lent[name])
+            also[name] = borrowed(parts, lent[name], cards[0].machine.id)
         fits[name] = fit_and_hold_out(
             models[name], also=also[name], seed=seed, jobs=jobs, near=start, judged=name in names
         )

@@ -1,5 +1,7 @@
 """Kinds that one machine never measured, priced from another that is slower by a known factor."""
 
+from collections.abc import Sequence
+
 import msgspec
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ PRICES = {
     "LRN": {"bytes_in": 4.0, "one": 2000.0},
 }
 SLOWER = 1.5
+HERE, OTHER = "here", "another"
 
 
 def measured(factor: float, kinds: tuple[str, ...], count: int = 60, seed: int = 0) -> list[LabelledModel]:
@@ -40,10 +43,24 @@ def measured(factor: float, kinds: tuple[str, ...], count: int = 60, seed: int =
     return found
 
 
+def lent_to(own: Sequence[LabelledModel], lenders: Sequence[Lender]) -> list[LabelledModel]:
+    return borrowed(own, lenders, HERE)
+
+
+def ratios(lent: Sequence[LabelledModel], kind: str) -> list[float]:
+    """Return what kernels of a kind are said to take, over what they take here."""
+    return [
+        ns / priced_at(PRICES).kernel_ns([one])[0]
+        for model in lent
+        for one, ns in zip(model.kernels, model.kernel_ns, strict=True)
+        if one.kind == kind and np.isfinite(ns)
+    ]
+
+
 def test_kinds_of_the_other_machine_are_stated_for_this_one() -> None:
     own = measured(1.0, ("Conv 3x3", "MaxPool"))
     other = measured(SLOWER, tuple(PRICES), seed=1)
-    lent = borrowed(own, [Lender(models=tuple(other))])
+    lent = lent_to(own, [Lender(machine=OTHER, models=tuple(other))])
     told = told_kernels(lent)
     assert {kernel.kind for kernel in told} == {"LRN"}
     labels = [ns for model in lent for ns in model.kernel_ns if np.isfinite(ns)]
@@ -65,14 +82,34 @@ def test_a_kind_counts_by_what_its_kernels_took_not_by_its_rates() -> None:
         return msgspec.structs.replace(model, kernel_ns=tuple(took.tolist()), latency_ns=whole, told_ns=whole)
 
     own, other = (measured(1.0, kinds) for kinds in (("Conv 3x3", "MaxPool"), tuple(PRICES)))
-    lent = borrowed([disturbed(one) for one in own], [Lender(models=tuple(other))])
-    ratios = [
-        ns / priced_at(PRICES).kernel_ns([one])[0]
-        for model in lent
-        for one, ns in zip(model.kernels, model.kernel_ns, strict=True)
-        if one.kind == "LRN" and np.isfinite(ns)
+    lent = lent_to([disturbed(one) for one in own], [Lender(machine=OTHER, models=tuple(other))])
+    assert np.median(ratios(lent, "LRN")) == pytest.approx(10.0, rel=0.15)
+
+
+def test_a_machine_lends_to_itself_what_it_took() -> None:
+    """Whatever its other kernels say: here they took four times as long, in other shapes perhaps."""
+    own = measured(1.0, ("MaxPool",))
+    odd = []
+    for model in measured(1.0, ("MaxPool", "LRN"), seed=1):
+        took = [
+            ns * (4.0 if one.kind == "MaxPool" else 1.0) for one, ns in zip(model.kernels, model.kernel_ns, strict=True)
+        ]
+        odd.append(msgspec.structs.replace(model, kernel_ns=tuple(took), latency_ns=sum(took), told_ns=sum(took)))
+    lent = lent_to(own, [Lender(machine=HERE, models=tuple(odd))])
+    assert ratios(lent, "LRN") == pytest.approx([1.0] * len(ratios(lent, "LRN")), rel=0.05)
+    assert np.median(ratios(lent_to(own, [Lender(machine=OTHER, models=tuple(odd))]), "LRN")) < 0.5
+
+
+def test_a_machine_is_compared_by_all_that_it_lends() -> None:
+    """Its first networks have nothing in common with those here."""
+    own = measured(1.0, ("MaxPool",))
+    first = Lender(machine=OTHER, models=tuple(measured(SLOWER, ("LRN",), seed=1)))
+    renamed = [
+        msgspec.structs.replace(one, model=f"other {one.model}") for one in measured(SLOWER, ("MaxPool",), seed=2)
     ]
-    assert np.median(ratios) == pytest.approx(10.0, rel=0.15)
+    lent = lent_to(own, [first, Lender(machine=OTHER, models=tuple(renamed))])
+    assert np.median(ratios(lent, "LRN")) == pytest.approx(1.0, rel=0.05)
+    assert np.median(ratios(lent_to(own, [first]), "LRN")) == pytest.approx(SLOWER, rel=0.05)
 
 
 @pytest.mark.parametrize("form", ["naive", "3x3/batch"])
@@ -82,20 +119,20 @@ def test_what_has_no_vectors_is_lent_to_every_machine(form: str) -> None:
         kinds = [one.kind.replace("3x3", form) for one in model.kernels]
         renamed = (msgspec.structs.replace(one, kind=kind) for one, kind in zip(model.kernels, kinds, strict=True))
         other.append(msgspec.structs.replace(model, kernels=tuple(renamed)))
-    lent = borrowed(measured(1.0, ("MaxPool",)), [Lender(models=tuple(other), alike=False)])
+    lent = lent_to(measured(1.0, ("MaxPool",)), [Lender(machine=OTHER, models=tuple(other), alike=False)])
     assert {one.kind for one in told_kernels(lent)} == {f"Conv {form}"}
 
 
 def test_nothing_is_borrowed_of_what_is_known() -> None:
     own = measured(1.0, tuple(PRICES))
-    assert borrowed(own, [Lender(models=tuple(measured(SLOWER, tuple(PRICES), seed=1)))]) == []
+    assert lent_to(own, [Lender(machine=OTHER, models=tuple(measured(SLOWER, tuple(PRICES), seed=1)))]) == []
 
 
 def test_each_lender_lends_what_none_before_it_had() -> None:
     own = measured(1.0, ("Conv 3x3",))
-    first = Lender(models=tuple(measured(SLOWER, ("Conv 3x3", "MaxPool"), seed=1)))
-    second = Lender(models=tuple(measured(2.0, tuple(PRICES), seed=2)))
-    lent = borrowed(own, [first, second])
+    first = Lender(machine=OTHER, models=tuple(measured(SLOWER, ("Conv 3x3", "MaxPool"), seed=1)))
+    second = Lender(machine="a third", models=tuple(measured(2.0, tuple(PRICES), seed=2)))
+    lent = lent_to(own, [first, second])
     pools, norms = (
         [
             (one, ns / priced_at(PRICES).kernel_ns([one])[0])
@@ -115,8 +152,13 @@ def test_each_lender_lends_what_none_before_it_had() -> None:
 def test_other_vector_units_lend_no_convolutions() -> None:
     own = measured(1.0, ("MaxPool",))
     other = tuple(measured(SLOWER, tuple(PRICES), seed=1))
-    assert {one.kind for one in told_kernels(borrowed(own, [Lender(models=other)]))} == {"Conv 3x3", "LRN"}
-    assert {one.kind for one in told_kernels(borrowed(own, [Lender(models=other, alike=False)]))} == {"LRN"}
+    assert {one.kind for one in told_kernels(lent_to(own, [Lender(machine=OTHER, models=other)]))} == {
+        "Conv 3x3",
+        "LRN",
+    }
+    assert {one.kind for one in told_kernels(lent_to(own, [Lender(machine=OTHER, models=other, alike=False)]))} == {
+        "LRN"
+    }
 
 
 def test_two_kernels_of_a_kind_are_too_few_to_lend() -> None:
@@ -127,14 +169,14 @@ def test_two_kernels_of_a_kind_are_too_few_to_lend() -> None:
     few = msgspec.structs.replace(
         one, kernel_ns=tuple(np.where(np.arange(len(one.kernels)) < norms - 2, np.nan, one.kernel_ns).tolist())
     )
-    assert borrowed(own, [Lender(models=(one,))])
-    assert borrowed(own, [Lender(models=(few,))]) == []
+    assert lent_to(own, [Lender(machine=OTHER, models=(one,))])
+    assert lent_to(own, [Lender(machine=OTHER, models=(few,))]) == []
 
 
 def test_a_runtime_that_tells_nothing_here_borrows_kinds_as_well() -> None:
     """Its own networks tell only what those take together; what they have none of is priced by what was lent."""
     own = measured(1.0, ("Conv 3x3", "MaxPool"), count=30)
-    lent = borrowed(own, [Lender(models=tuple(measured(SLOWER, tuple(PRICES), count=30, seed=1)))])
+    lent = lent_to(own, [Lender(machine=OTHER, models=tuple(measured(SLOWER, tuple(PRICES), count=30, seed=1)))])
     network = [kernel("Conv 3x3", 3e7, 1e6), kernel("LRN", 0.0, 2e6)]
     expected = priced_at(PRICES).kernel_ns(network).sum()
     silent, without = fit_sum([*without_kernels(own), *lent]), fit_sum(without_kernels(own))
