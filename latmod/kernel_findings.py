@@ -95,11 +95,11 @@ def fit_kernel_level(
     To per-kernel times where a runtime told any, else to whole latencies alone, starting from what is `near`: the same
     runtime's prices on this machine with other threads, or those of the runtime whose kernel rules it shares (or
     nearly), where that is fitted to the same data sets. `totals_only` forgets what was told. `lenders` are data sets of
-    other machines: a runtime that told its kernels there alone starts from what these took in the first that has it;
-    kernels of kinds that are lacking are taken from the others (latmod.borrowing). Models without a sample on quiet
-    cores are left out (in kernels-zen3 OpenVINO's were 27 % above their prediction), but where lenders tell of a kind
-    nowhere else. Raises MachineError where machines, versions or threads differ; DatasetError for fewer than three
-    families, or published networks, which are there to test on.
+    other machines, or of this one that nothing is fitted to: a runtime that told its kernels there alone starts from
+    what these took in the first that has it; kernels of kinds that are lacking are taken from the others
+    (latmod.borrowing). Models without a sample on quiet cores are left out (in kernels-zen3 OpenVINO's were 27 % above
+    their prediction), but where lenders tell of a kind nowhere else. Raises MachineError where machines, versions or
+    threads differ; DatasetError for fewer than three families, or published networks, which are there to test on.
     """
     cards = [folder.read_card() for folder in folders]
     _check(folders, cards)
@@ -138,12 +138,12 @@ def fit_kernel_level(
     for name in [name for name in read if name in names or name in starts]:
         start = others.get(name) or fits.get(nearest[name])
         also[name] = []
-        if name in lent and _told(models[name]):
-            also[name] = borrowed(models[name], lent[name], cards[0].machine.id)
-        elif name in lent:
-            start = fit_and_hold_out(lent[name][0].models, seed=seed, jobs=jobs, judged=False)
-            parts = apportioned(models[name], scaled(start.whole, models[name]))
-            also[name] = borrowed(parts, lent[name], cards[0].machine.id)
+        if name in lent:
+            own = models[name]
+            if not _told(own):
+                start = fit_and_hold_out(lent[name][0].models, seed=seed, jobs=jobs, judged=False)
+                own = apportioned(own, scaled(start.whole, own))
+            also[name] = borrowed(own, lent[name], cards[0].machine.id)
         fits[name] = fit_and_hold_out(
             models[name], also=also[name], seed=seed, jobs=jobs, near=start, judged=name in names
         )

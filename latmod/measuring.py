@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from latmod.bursts import ask_burst
-from latmod.graph import read_graph, strip_weights
+from latmod.graph import check_shapes, strip_weights
 from latmod.quiet import QuietLevels, over_quiet, undisturbed
 from latmod.runtimes import Model, Settings, find_runtime
 from latmod.scores import split_half
@@ -107,7 +107,7 @@ def measure(
 
 def _weight_free(path: Path, target: Path, shapes: Mapping[str, tuple[int, ...]] | None) -> Path:
     if shapes:
-        read_graph(path, shapes)
+        check_shapes(path, shapes)
     target.write_bytes(strip_weights(path, shapes))
     return target
 

@@ -72,6 +72,21 @@ def test_a_graph_that_is_fixed_to_another_batch_stops_before_anything_is_timed(t
         measure([path], ["fake"], rounds=1, shapes={"x": (4, 3, 8, 8)})
 
 
+def test_a_network_whose_shapes_hang_on_the_data_is_measured_at_any_shape(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper, save
+
+    graph = helper.make_graph(
+        [helper.make_node("NonZero", ["x"], ["places"]), helper.make_node("Cast", ["places"], ["y"], to=1)],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )
+    path = tmp_path / "places.onnx"
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    (found,) = measure([path], ["onnxruntime"], rounds=1, burst_seconds=0.01, shapes={"batch": (2,)})
+    assert found.status == "ok"
+
+
 def test_random_inputs_serve_where_the_input_is_no_image(tmp_path: Path) -> None:
     from onnx import TensorProto, helper, save
 

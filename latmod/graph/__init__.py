@@ -3,7 +3,7 @@
 from latmod.graph.canonical import canonical, canonical_op, is_copy
 from latmod.graph.explicit import explicit_model
 from latmod.graph.exported import tidy_export
-from latmod.graph.reading import is_known, read_graph
+from latmod.graph.reading import check_shapes, is_known, read_graph
 from latmod.graph.records import BITS, FLOATS, Attribute, Attributed, Graph, Node, Scalar, Tensor
 from latmod.graph.shapes import read_inputs
 from latmod.graph.slots import WeightSlot, fill_weights, weight_slots
@@ -22,6 +22,7 @@ __all__ = [
     "WeightSlot",
     "canonical",
     "canonical_op",
+    "check_shapes",
     "explicit_model",
     "fill_weights",
     "is_copy",

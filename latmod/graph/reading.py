@@ -35,6 +35,20 @@ def read_graph(path: Path, shapes: Shapes | None = None) -> Graph:
         raise GraphError(f"{path}: {one_line(error)}") from None
 
 
+def check_shapes(path: Path, shapes: Shapes) -> None:
+    """Raise GraphError where inputs cannot have these shapes, or a graph is fixed to others.
+
+    A shape that hangs on the data, as that of detections, is no reason: such a network runs, though it is not static.
+    """
+    path = Path(path)
+    loaded = load(path)
+    try:
+        found = inferred(loaded.model, loaded.nodes, shapes)
+        _check_reshapes(found.nodes, {name: _tensor(name, *value) for name, value in found.values.items()})
+    except GraphError as error:
+        raise GraphError(f"{path}: {one_line(error)}") from None
+
+
 def _tensor(name: str, data_type: int, shape: tuple[int, ...]) -> Tensor:
     if min(shape, default=0) < 0 or prod(shape) > _MAX_NUMEL:
         raise GraphError(f"value {name!r} has an impossible shape {shape}")

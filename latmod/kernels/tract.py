@@ -31,9 +31,9 @@ def changed_in_tract(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel 
 
     Channels come first in tract, as convolutions leave them, but in networks that cut images into windows. A layer norm
     then sums over one channel of an image after another: 0.36 us for each, however few rows there are, so 0.24 ms for
-    680 numbers.
-    A softmax takes 0.1 us for each row (kernels-engines-zen4-avx2), on SPR 0.4 to 1.4, but 1.7 to 7.6 where rows do not
-    lie along the last dim (14 in kernels-engines-spr): 330 of YOLO11n's 730 ms, whose boxes are a softmax over 16 bins.
+    680 numbers. A softmax takes 0.1 us for each row (kernels-engines-zen4-avx2), on SPR 0.4 to 1.4, but 1.7 to 7.6
+    where rows do not lie along the last dim (14 in kernels-engines-spr): 330 of YOLO11n's 730 ms, whose boxes are a
+    softmax over 16 bins.
 
     Over several images what goes by channel, as a bias, is not made within the product: 2 to 8 ns for each element of a
     convolution's output, 3 to 4 in a batch norm or a resized map, a tenth of which it takes over one image
@@ -58,20 +58,24 @@ def _changed(kernel: Kernel, channels_first: bool, powers: set[str]) -> Kernel |
     # Forms in other floats, as Pow/float16, stay what was never measured.
     if "/" not in kernel.kind and not powers.isdisjoint(kernel.nodes):
         return msgspec.structs.replace(kernel, kind="Power")
-    if _goes_by_channel(kernel) and kernel.outputs[0][0] > 1:
-        kind = ALONG_ROWS if _goes_along_rows(kernel) else kernel.kind
-        return msgspec.structs.replace(kernel, kind=f"{kind}{BATCHED}")
     if kernel.kind == "Softmax":
         return msgspec.structs.replace(kernel, kind="Softmax/turned") if kernel.number("last_moves") else None
     if kernel.kind == "LayerNormalization" and channels_first:
-        turned = kernel.with_numbers(products=kernel.number("last_dim") * kernel.inputs[0][0])
+        turned = kernel.with_numbers(products=kernel.number("last_dim") * _images(kernel))
         return msgspec.structs.replace(turned, kind="LayerNormalization/turned")
-    return msgspec.structs.replace(kernel, kind=ALONG_ROWS) if _goes_along_rows(kernel) else None
+    kind = ALONG_ROWS if _goes_along_rows(kernel) else kernel.kind
+    kind += BATCHED if _goes_by_channel(kernel) and _images(kernel) > 1 else ""
+    return msgspec.structs.replace(kernel, kind=kind) if kind != kernel.kind else None
+
+
+def _images(kernel: Kernel) -> int:
+    """Return how many are computed at once, 1 where nobody knows, as behind an unknown operator."""
+    return kernel.outputs[0][0] if kernel.outputs and kernel.outputs[0] else 1
 
 
 def _goes_by_channel(kernel: Kernel) -> bool:
-    images = bool(kernel.outputs) and len(kernel.outputs[0]) == _IMAGE_DIMS
-    return images and (kernel.convolves_images or kernel.kind in _BY_CHANNEL)
+    known = kernel.kind in _BY_CHANNEL and bool(kernel.outputs) and len(kernel.outputs[0]) == _IMAGE_DIMS
+    return known or kernel.convolves_images
 
 
 def _goes_along_rows(kernel: Kernel) -> bool:

@@ -8,6 +8,7 @@ import pytest
 from known_prices import kernel, priced_at
 
 from latmod.borrowing import Lender, borrowed, told_kernels
+from latmod.kernels import Kernel
 from latmod.kernels.columns import column_matrix
 from latmod.labels import LabelledModel
 from latmod.total_fitting import fit_sum, without_kernels
@@ -47,14 +48,18 @@ def lent_to(own: Sequence[LabelledModel], lenders: Sequence[Lender]) -> list[Lab
     return borrowed(own, lenders, HERE)
 
 
-def ratios(lent: Sequence[LabelledModel], kind: str) -> list[float]:
-    """Return what kernels of a kind are said to take, over what they take here."""
+def stated(lent: Sequence[LabelledModel], kind: str) -> list[tuple[Kernel, float]]:
+    """Return kernels of a kind, and what they are said to take over what they take here."""
     return [
-        ns / priced_at(PRICES).kernel_ns([one])[0]
+        (one, ns / priced_at(PRICES).kernel_ns([one])[0])
         for model in lent
         for one, ns in zip(model.kernels, model.kernel_ns, strict=True)
         if one.kind == kind and np.isfinite(ns)
     ]
+
+
+def ratios(lent: Sequence[LabelledModel], kind: str) -> list[float]:
+    return [ratio for _, ratio in stated(lent, kind)]
 
 
 def test_kinds_of_the_other_machine_are_stated_for_this_one() -> None:
@@ -133,15 +138,7 @@ def test_each_lender_lends_what_none_before_it_had() -> None:
     first = Lender(machine=OTHER, models=tuple(measured(SLOWER, ("Conv 3x3", "MaxPool"), seed=1)))
     second = Lender(machine="a third", models=tuple(measured(2.0, tuple(PRICES), seed=2)))
     lent = lent_to(own, [first, second])
-    pools, norms = (
-        [
-            (one, ns / priced_at(PRICES).kernel_ns([one])[0])
-            for model in lent
-            for one, ns in zip(model.kernels, model.kernel_ns, strict=True)
-            if one.kind == kind and np.isfinite(ns)
-        ]
-        for kind in ("MaxPool", "LRN")
-    )
+    pools, norms = (stated(lent, kind) for kind in ("MaxPool", "LRN"))
     assert {one for one, _ in pools} <= {one for model in first.models for one in model.kernels}
     assert {one for one, _ in norms} <= {one for model in second.models for one in model.kernels}
     assert [ratio for _, ratio in (*pools, *norms)] == pytest.approx([1.0] * (len(pools) + len(norms)), rel=0.05)

@@ -103,6 +103,24 @@ def test_convolutions_take_longer_over_several_images() -> None:
     assert median(mac_ns[several]) > 2.0 * median(mac_ns[one])
 
 
+def test_a_norm_behind_an_unknown_operator_counts_as_of_one_image(tmp_path: Path) -> None:
+    """Nothing but its scale has a shape, which is no number of images."""
+    ends = (
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8, 64]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, None),
+    )
+    scale = helper.make_tensor("scale", TensorProto.FLOAT, [64], [1.0] * 64)
+    nodes = [
+        helper.make_node("Strange", ["x"], ["unknown"], domain="somebody"),
+        helper.make_node("LayerNormalization", ["unknown", "scale"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "norm", ends[:1], ends[1:], [scale])
+    domains = [helper.make_opsetid("", 17), helper.make_opsetid("somebody", 1)]
+    save(helper.make_model(graph, opset_imports=domains, ir_version=8), tmp_path / "norm.onnx")
+    (norm,) = (one for one in kernels(read_graph(tmp_path / "norm.onnx"), "tract") if one.op == "LayerNormalization")
+    assert norm.number("products") == norm.number("last_dim")
+
+
 @pytest.mark.parametrize(
     ("element", "exponent", "expected"),
     [
