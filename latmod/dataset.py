@@ -29,7 +29,7 @@ KERNELS_FILE = "kernels.jsonl"
 GRAPHS_FOLDER = "graphs"
 TABLE_FILE = "table.csv"
 
-SpecFields = dict[str, str | int | float | list[int]]
+SpecFields = dict[str, str | int | float | list[int | str]]
 
 
 class PlannedModel(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from latmod.dataset import DatasetFolder, Observation
 from latmod.drift import Correction
 from latmod.errors import MachineError, PredictorError
 from latmod.families import FAMILIES
+from latmod.families.file import File
 from latmod.families.published import lineage
 from latmod.graph import read_graph
 from latmod.labels import labelled_models
@@ -31,7 +32,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """Hold what was predicted and what was measured of one model in one runtime; `error` is a fraction of the truth.
 
     `level` is `best` (what `latmod predict` answers), `graph`, `kernel`, the name of a baseline, or the sum of what the
-    engine told of its kernels. Published networks have the family of their name.
+    engine told of its kernels. Published networks, and files, have the family of their name.
     """
 
     model: str
@@ -154,8 +155,8 @@ def truth(folder: DatasetFolder, predictor: Predictor, fitting: Sequence[Predict
 
 
 def family_of(one: Observation) -> str:
-    """Return the family of a model; published networks have that of their name."""
-    return lineage(one.model) if FAMILIES[one.family].published else one.family
+    """Return the family of a model; published networks, and those that come as files, have that of their name."""
+    return lineage(one.model) if FAMILIES[one.family].published or one.family == File.name else one.family
 
 
 def evaluate_baselines(

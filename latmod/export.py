@@ -19,9 +19,9 @@ OPSET = 17
 
 def export_spec(family: Family, spec: msgspec.Struct, path: Path) -> None:
     """Write the weight-free graph of a spec to `path`, whole or not at all. Raises SpecError for another family's."""
-    source = family.source(spec)
-    if source is not None:
-        replace_file(path, strip_weights(source))
+    graph = family.graph(spec)
+    if graph is not None:
+        replace_file(path, graph)
         return
     import torch
 

@@ -181,7 +181,10 @@ def _check(folders: Sequence[DatasetFolder], cards: Sequence[Card]) -> None:
         _check_alike(folder, card, first, str(folders[0].path))
     families = {model.family for card in cards for model in card.planned}
     if len(families) < MIN_FAMILIES:
-        raise DatasetError(f"{len(families)} families; at least {MIN_FAMILIES} are needed, to hold one out")
+        raise DatasetError(
+            f"{len(families)} families; at least {MIN_FAMILIES} are needed, to hold one out; "
+            "`latmod sweep kernels --kernels` measures generated ones here"
+        )
 
 
 def _check_lender(folder: DatasetFolder, card: Card, first: Card) -> None:

@@ -10,9 +10,11 @@ from latmod import __version__
 from latmod.dataset import SCHEMA, Card, PlannedModel, Protocol
 from latmod.errors import SpecError
 from latmod.families import FAMILIES
+from latmod.families.file import File
+from latmod.graph import parse_shapes, shape_names
 from latmod.machine import Machine, read_machine, read_versions
 from latmod.runtimes import find_runtime
-from latmod.specs import Space, draw, load_space
+from latmod.specs import Listed, Space, draw, load_space
 
 MACS_PER_SECOND = 30e9
 """What one core of a recent server does in fp32, for estimates of time only; the real rate shows in the first round."""
@@ -37,7 +39,7 @@ def default_memory_bytes(machine: Machine) -> int:
 
 
 def find_spaces(names: Sequence[str]) -> list[Path]:
-    """Return the files of spaces given as files, folders of files, or names of bundled ones.
+    """Return the files of spaces, and the networks, given as files, folders of either, or names of bundled spaces.
 
     Raises SpecError where there is none.
     """
@@ -56,9 +58,9 @@ def find_spaces(names: Sequence[str]) -> list[Path]:
 def _space_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files = sorted(path.glob("*.toml"))
+    files = sorted(path.glob("*.toml")) or sorted(path.glob("*.onnx"))
     if not files:
-        raise SpecError(f"{path}: no .toml file in this folder")
+        raise SpecError(f"{path}: no .toml and no .onnx file in this folder")
     return files
 
 
@@ -83,16 +85,18 @@ def plan_sweep(
     limit: int = 0,
     max_gmacs: float = 0.0,
     max_memory_bytes: int = 0,
+    shapes: Sequence[str] = (),
 ) -> Card:
     """Return the card of a sweep over spaces; models over a bound are in it as skipped, with the estimate.
 
+    A space may be an `.onnx` file instead, and `shapes` say what the free dims of such are, of those that have them;
     `limit` takes so many models from each space, `max_gmacs` 0 means no bound, `max_memory_bytes` 0 means 60 % of the
-    machine's memory. Raises SpecError for a space that cannot be read, RuntimeMissingError for a runtime that
-    is not installed.
+    machine's memory. Raises SpecError for a space that cannot be read, GraphError for such a network,
+    RuntimeMissingError for a runtime that is not installed.
     """
     machine = read_machine()
     bound = max_memory_bytes or default_memory_bytes(machine)
-    loaded = [load_space(path, FAMILIES) for path in spaces]
+    loaded = _load_spaces(spaces, shapes)
     found = {runtime: find_runtime(runtime) for runtime in runtimes}
     models: dict[str, PlannedModel] = {}
     for space in loaded:
@@ -132,6 +136,26 @@ def estimate(card: Card) -> Estimate:
         largest_memory_bytes=max((model.memory_bytes for model in card.planned), default=0),
         largest_gmacs=max((model.macs for model in card.planned), default=0) / 1e9,
     )
+
+
+def _load_spaces(paths: Sequence[Path], shapes: Sequence[str]) -> list[Space]:
+    """Return the spaces, and one of all networks that are given as files."""
+    networks = [path for path in paths if path.suffix == ".onnx"]
+    if shapes and not networks:
+        raise SpecError("--shape is for .onnx files, and none is given; a space says what its networks take")
+    loaded = [load_space(path, FAMILIES) for path in paths if path.suffix != ".onnx"]
+    if networks:
+        wanted = {text: next(iter(parse_shapes([text]))) for text in shapes}
+        names = {path: shape_names(path) for path in networks}
+        if unknown := set(wanted.values()) - set().union(*names.values()):
+            raise SpecError(f"--shape {min(unknown)}: no input and no free dim of these files is named so")
+        listed: list[dict[str, Listed]] = [
+            {"path": str(path), "shapes": tuple(text for text, name in wanted.items() if name in names[path])}
+            for path in networks
+        ]
+        loaded.append(Space(schema=1, family=File.name, model=tuple(listed)))
+        draw(loaded[-1], FAMILIES, source=f"{len(networks)} .onnx files")
+    return loaded
 
 
 def _models(space: Space, limit: int, max_gmacs: float, max_memory_bytes: int) -> list[PlannedModel]:

@@ -108,7 +108,7 @@ class Query:
     def _near(self, rules: str, isa: tuple[str, ...], threads: int) -> tuple[tuple[Kernel, ...], Columns]:
         """Return what is asked for, made of what rules nearly alike give: a graph is rewritten once for these."""
         assert self.graph is not None
-        nearest = nearest_rules(rules)
+        nearest = nearest_rules(rules, self.graph)
         if nearest == rules:
             found = kernels(self.graph, rules, isa=isa, threads=threads)
             return found, column_matrix(found)

@@ -58,9 +58,12 @@ def sweep(
     max_gmacs: float = 0.0,
     max_memory_bytes: int = 0,
     repeats: int = REPEATS,
+    shapes: Sequence[str] = (),
     notify: Notify = lambda progress: None,
 ) -> SweepResult:
     """Measure the models of spaces (files, or names of bundled ones) into a data set folder, or go on with it.
+
+    A space may be an `.onnx` file, or a folder of such; `shapes` say what their free dims are, as `--shape` does.
 
     Without `runtimes` all that are installed; without `protocol` the defaults of `latmod sweep`. Raises as `plan_sweep`
     and `run_sweep` do.
@@ -73,6 +76,7 @@ def sweep(
         limit=limit,
         max_gmacs=max_gmacs,
         max_memory_bytes=max_memory_bytes,
+        shapes=shapes,
     )
     folder = DatasetFolder(out)
     memory_bytes = max_memory_bytes or default_memory_bytes(card.machine)

@@ -50,6 +50,73 @@ def test_activations_are_one_call_and_tables_are_computed_once(inner: nn.Module,
     assert kinds[0].upper() == name.upper()
 
 
+class Stepwise(nn.Module):
+    """Something like a GELU, in steps: it is one where x is divided by the root of 2."""
+
+    def __init__(self, halved: str, divisor: float) -> None:
+        super().__init__()
+        self.halved, self.divisor = halved, divisor
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = torch.erf(x / self.divisor) + 1.0
+        if self.halved == "input":
+            return x * 0.5 * total
+        return x * (total * 0.5) if self.halved == "sum" else x * total * 0.5
+
+
+@pytest.mark.parametrize("halved", ["input", "sum", "product"])
+@pytest.mark.parametrize("divisor", [2.0**0.5, 0.5**0.5])
+def test_a_gelu_in_steps_is_one_call_and_what_is_none_is_not(halved: str, divisor: float, tmp_path: Path) -> None:
+    path = tmp_path / "written.onnx"
+    export_model(Written(Stepwise(halved, divisor)), (2, 4, 4), path)
+    assert (parts(convert_graph(path, weight_seed=0))[0] == "GELU") == (divisor > 1.0)
+    assert_the_runtimes_agree(path)
+
+
+def run_both(nodes: list[object], constants: dict[str, np.ndarray], path: Path, *, opset: int = 18) -> None:
+    """Hold torch against onnxruntime for nodes from x, 1 x 6 whole numbers, to y."""
+    graph = helper.make_graph(
+        nodes,
+        "forms",
+        [helper.make_tensor_value_info("x", TensorProto.INT64, [1, 6])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10), path)
+    path.write_bytes(strip_weights(path))
+    assert_the_runtimes_agree(path)
+
+
+def test_whole_numbers_stay_whole_where_they_are_clipped(tmp_path: Path) -> None:
+    """As the indices of DeBERTa's attention are, before they are gathered by."""
+    nodes = [
+        helper.make_node("Clip", ["x", "low", "high"], ["clipped"], "clip"),
+        helper.make_node("Clip", ["clipped", "", "high"], ["above"], "above"),
+        helper.make_node("Gather", ["table", "above"], ["y"], "gather"),
+    ]
+    table = np.arange(12, dtype=np.float32).reshape(4, 3)
+    run_both(nodes, {"low": np.array(1), "high": np.array(2), "table": table}, tmp_path / "clip.onnx")
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1, -2])
+def test_flattening_from_any_axis_converts(axis: int, tmp_path: Path) -> None:
+    """From behind the last one, as BERT's masks are in transformers 5."""
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat"], "flatten", axis=axis),
+        helper.make_node("Cast", ["flat"], ["y"], "cast", to=TensorProto.FLOAT),
+    ]
+    run_both(nodes, {}, tmp_path / "flatten.onnx")
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_the_standards_gelu_converts(approximate: str, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["floats"], "cast", to=TensorProto.FLOAT),
+        helper.make_node("Gelu", ["floats"], ["y"], "gelu", approximate=approximate),
+    ]
+    run_both(nodes, {}, tmp_path / "gelu.onnx", opset=20)
+
+
 @pytest.mark.parametrize("inner", [nn.GELU(), nn.SiLU(), nn.Hardswish(), nn.LayerNorm(4), nn.Sigmoid()])
 def test_the_module_computes_what_onnxruntime_computes(inner: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "written.onnx"

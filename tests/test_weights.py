@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -72,3 +74,28 @@ def test_integers_are_zero_or_one() -> None:
 
 def test_half_precision_is_kept() -> None:
     assert made(slot((8, 8), dtype="float16")).dtype == np.float16
+
+
+def test_what_is_a_variance_too_is_made_as_one(tmp_path: Path) -> None:
+    """Of the equal ones of an untrained network's norms, exporters keep one, and hand it on by Identity."""
+    from onnx import TensorProto, helper, save
+
+    from latmod.graph import strip_weights, weight_slots
+
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4, 2, 2]) for name in "xy"]
+    norm = ["x", "ones", "noughts", "noughts", "variance"]
+    nodes = [
+        helper.make_node("Identity", ["ones"], ["handed"], "first"),
+        helper.make_node("Identity", ["handed"], ["variance"], "second"),
+        helper.make_node("BatchNormalization", norm, ["y"], "norm"),
+    ]
+    constants = [
+        helper.make_tensor(name, TensorProto.FLOAT, [4], [value] * 4) for name, value in (("ones", 1), ("noughts", 0))
+    ]
+    path = tmp_path / "norm.onnx"
+    save(helper.make_model(helper.make_graph(nodes, "g", values[:1], values[1:], constants), ir_version=9), path)
+    path.write_bytes(strip_weights(path))
+    slots = {one.tensor.name: one for one in weight_slots(path)}
+    assert (slots["ones"].op, slots["ones"].position) == ("BatchNormalization", 4)
+    assert made(slots["ones"]).min() > 0.5
+    assert abs(made(slots["noughts"])).max() < 0.5

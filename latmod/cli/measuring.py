@@ -30,7 +30,7 @@ KERNEL_ROUNDS = 1
 
 
 @click.command()
-@click.argument("spaces", nargs=-1, metavar="[SPACE.toml]...")
+@click.argument("spaces", nargs=-1, metavar="[SPACE.toml|MODEL.onnx]...")
 @runtime_option
 @threads_option
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Passes over all models.")
@@ -56,6 +56,7 @@ KERNEL_ROUNDS = 1
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the order of models.")
 @click.option("--weight-seed", type=int, default=0, show_default=True, help="Seed of the weights.")
 @click.option("--input-seed", type=int, default=0, show_default=True, help="Seed of the choice of images.")
+@shape_option
 @images_option
 @click.option(
     "--timeout", type=float, default=600.0, show_default=True, help="Seconds after which a worker counts as hung."
@@ -80,6 +81,7 @@ def sweep(
     seed: int,
     weight_seed: int,
     input_seed: int,
+    shapes: tuple[str, ...],
     images: str,
     timeout: float,
     kernels: bool,
@@ -88,12 +90,16 @@ def sweep(
 ) -> None:
     """Measure the models of spaces (files, folders of them, or bundled ones by name) in runtimes, in rounds.
 
+    Networks of your own, as .onnx files or folders of them, are measured alike: weights in them are not needed, and
+    where dims are free, --shape says what they are. The data set can be fitted to, and evaluated, as any other.
+
     Without arguments: the bundled smoke space, in every installed runtime. Start the same command again to resume; with
     more rounds, models or other runtimes it goes on from there.
 
     \b
     latmod sweep
     latmod sweep specs/resnet-varied-width.toml --runtime torch --runtime onnxruntime --max-seconds 6
+    latmod sweep my-networks --kernels --rounds 2
     """
     from latmod.dataset import DatasetFolder, Protocol, Seeds
     from latmod.machine import read_machine
@@ -104,7 +110,8 @@ def sweep(
 
     spaces = spaces or ("smoke",)
     paths = find_spaces(spaces)
-    name = "+".join(Path(space).stem for space in spaces)
+    names = (Path(space).resolve().parent if space.endswith(".onnx") else Path(space) for space in spaces)
+    name = "+".join(dict.fromkeys(path.stem for path in names))
     protocol = Protocol(
         threads=threads,
         rounds=rounds,
@@ -122,7 +129,7 @@ def sweep(
     memory_bytes = int(max_memory * GIB) or default_memory_bytes(read_machine())
     card = plan_sweep(
         paths, runtimes or installed_runtimes(), protocol, name=folder.path.name, limit=limit, max_gmacs=max_gmacs,
-        max_memory_bytes=memory_bytes,
+        max_memory_bytes=memory_bytes, shapes=shapes,
     )  # fmt: skip
     plan = estimate(card)
     click.echo(

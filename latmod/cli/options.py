@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from latmod.errors import LatmodError
+from latmod.errors import GraphError, LatmodError
 from latmod.report import Format, Row, render
 
 if TYPE_CHECKING:
@@ -87,18 +87,13 @@ shape_option = click.option(
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Read NAME=1x3x224x224; raise click's usage error for anything else."""
-    shapes = {}
-    for text in texts:
-        name, _, dims = text.rpartition("=")
-        try:
-            shape = tuple(int(dim) for dim in dims.lower().replace(",", "x").split("x"))
-        except ValueError:
-            shape = ()
-        if not name or not shape or min(shape) < 1:
-            raise click.BadParameter(f"{text!r} is not NAME=1x3x224x224", param_hint="--shape")
-        shapes[name] = shape
-    return shapes
+    """Read what `--shape` was given; raise click's usage error for what is no shape."""
+    from latmod.graph import parse_shapes as parse
+
+    try:
+        return parse(texts)
+    except GraphError as error:
+        raise click.BadParameter(str(error), param_hint="--shape") from None
 
 
 def duration(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from latmod.families.family import Estimate, Family
+from latmod.families.file import File
 from latmod.families.generated import GeneratedFamily, SeriesFamily, TokenFamily, VolumeFamily
 from latmod.families.published import Light, Torchvision
 from latmod.families.resnet import ResNet
@@ -18,6 +19,7 @@ GENERATED = (
     "largekernel",
     "mobile",
     "plain",
+    "recent",
     "reparam",
     "sampler",
     "sequence",
@@ -32,7 +34,7 @@ GENERATED = (
 _NO_IMAGES = {"language": TokenFamily, "sequence": SeriesFamily, "volume": VolumeFamily}
 
 _DRAWN = tuple(_NO_IMAGES.get(name, GeneratedFamily)(name) for name in GENERATED)
-_ALL: tuple[Family, ...] = (ResNet(), *_DRAWN, Torchvision(), Light())
+_ALL: tuple[Family, ...] = (ResNet(), *_DRAWN, Torchvision(), Light(), File())
 FAMILIES: Mapping[str, Family] = {family.name: family for family in _ALL}
 
 __all__ = ["FAMILIES", "GENERATED", "Estimate", "Family"]

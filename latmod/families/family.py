@@ -1,6 +1,5 @@
 """Say what a family of models is: a spec type, a builder, and an estimate of what a model will cost."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -52,5 +51,5 @@ class Family(SpecFamily, Protocol):
     def trace_shape(self, spec: msgspec.Struct) -> tuple[int, ...]:
         """Return the cheapest input shape that leads to the same graph, to trace the model with."""
 
-    def source(self, spec: msgspec.Struct) -> Path | None:
-        """Return the `.onnx` file that a model is read from, None where it is built and exported."""
+    def graph(self, spec: msgspec.Struct) -> bytes | None:
+        """Return the weight-free graph of a model that comes as a file, None where it is built and exported."""

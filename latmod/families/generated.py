@@ -1,7 +1,6 @@
 """Families whose members are drawn at random: five numbers and a seed that decides the rest."""
 
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -79,7 +78,7 @@ class GeneratedFamily:
         """Return the input's own shape: tokens, windows and pools depend on it."""
         return self.input_shape(spec)
 
-    def source(self, spec: msgspec.Struct) -> Path | None:
+    def graph(self, spec: msgspec.Struct) -> bytes | None:
         """Return None: models are built."""
         return None
 

@@ -9,7 +9,8 @@ import msgspec
 from msgspec import Meta
 
 from latmod.errors import SpecError
-from latmod.families.family import FLOAT_BYTES, MEMORY_FACTOR, Estimate
+from latmod.families.family import Estimate
+from latmod.families.file import estimate_graph
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,7 +73,7 @@ class Torchvision:
         """Return the input's own shape."""
         return self.input_shape(spec)
 
-    def source(self, spec: msgspec.Struct) -> Path | None:
+    def graph(self, spec: msgspec.Struct) -> bytes | None:
         """Return None: the graph is exported."""
         return None
 
@@ -97,18 +98,9 @@ class Light:
 
     def estimate(self, spec: msgspec.Struct) -> Estimate:
         """Count from the graph."""
-        from latmod.cost import cost, parameters
         from latmod.graph import read_graph
 
-        graph = read_graph(self.source(spec))
-        costs = [cost(node, graph) for node in graph.nodes]
-        params = parameters(graph)
-        largest = max(one.bytes_activations for one in costs)
-        return Estimate(
-            macs=sum(one.macs for one in costs),
-            params=params,
-            peak_memory_bytes=MEMORY_FACTOR * (FLOAT_BYTES * params + 2 * largest),
-        )
+        return estimate_graph(read_graph(self.source(spec)))
 
     def input_shape(self, spec: msgspec.Struct) -> tuple[int, ...]:
         """Return the shape of the file's first input."""
@@ -119,6 +111,12 @@ class Light:
     def trace_shape(self, spec: msgspec.Struct) -> tuple[int, ...]:
         """Return the same."""
         return self.input_shape(spec)
+
+    def graph(self, spec: msgspec.Struct) -> bytes | None:
+        """Return the file without its weights."""
+        from latmod.graph import strip_weights
+
+        return strip_weights(self.source(spec))
 
     def source(self, spec: msgspec.Struct) -> Path:
         """Return the file; raise SpecError where the onnx package has none of that name."""

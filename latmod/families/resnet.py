@@ -1,7 +1,6 @@
 """Residual networks (He et al. 2015, arXiv:1512.03385) with any number of blocks and any width."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
@@ -129,7 +128,7 @@ class ResNet:
         _own(spec)
         return 1, 3, 32, 32
 
-    def source(self, spec: msgspec.Struct) -> Path | None:
+    def graph(self, spec: msgspec.Struct) -> bytes | None:
         """Return None: models are built."""
         return None
 

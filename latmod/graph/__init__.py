@@ -5,7 +5,7 @@ from latmod.graph.explicit import explicit_model
 from latmod.graph.exported import tidy_export
 from latmod.graph.reading import check_shapes, is_known, read_graph
 from latmod.graph.records import BITS, FLOATS, Attribute, Attributed, Graph, Node, Scalar, Tensor
-from latmod.graph.shapes import read_inputs
+from latmod.graph.shapes import parse_shapes, read_inputs, shape_names
 from latmod.graph.slots import WeightSlot, fill_weights, weight_slots
 from latmod.graph.weightfree import WEIGHTS_FILE, strip_weights
 
@@ -27,8 +27,10 @@ __all__ = [
     "fill_weights",
     "is_copy",
     "is_known",
+    "parse_shapes",
     "read_graph",
     "read_inputs",
+    "shape_names",
     "strip_weights",
     "tidy_export",
     "weight_slots",

@@ -19,6 +19,8 @@ _CONSTANT = frozenset(
 )  # fmt: skip
 """What masks and positions are made by."""
 _PADDED = frozenset({"AveragePool", "Conv", "LpPool", "MaxPool"})
+_LOWEST = "latmod.lowest"
+_WHOLE = frozenset({TensorProto.INT32, TensorProto.INT64})
 _COPIES = frozenset({"Identity", "Dropout"})
 
 
@@ -27,11 +29,13 @@ def explicit_model(path: Path, weights: Iterable[tuple[str, np.ndarray]]) -> Mod
 
     Constants, and masks and positions that are made of them, become initialisers; copies of tensors are dropped, and
     inputs that are left out too: onnx2torch takes weights and bounds only as initialisers, knows no Trilu, fails where
-    a copy shares one, and takes an empty name for a name. Raises GraphError.
+    a copy shares one, and takes an empty name for a name. Whole numbers are not clipped, since it makes floats of
+    them, and nothing is flattened from before its first axis or after its last, which it refuses. Raises GraphError.
     """
     model = without_shape_arithmetic(load(path).model)
     _inline_constants(model)
     _spell_padding(model)
+    _spell_odd_forms(model)
     lower_opset(model)
     return filled(model, weights)
 
@@ -40,7 +44,7 @@ def _inline_constants(model: ModelProto) -> None:
     outputs = {value.name for value in model.graph.output}
     known = {tensor.name: tensor for tensor in model.graph.initializer if has_data(tensor)}
     read = {name for node in model.graph.node for name in node.input} | outputs
-    lowest = numpy_helper.from_array(np.array(-np.inf, np.float32), "latmod.lowest")
+    lowest = numpy_helper.from_array(np.array(-np.inf, np.float32), _LOWEST)
     model.graph.initializer.append(lowest)
     alias: dict[str, str] = {}
     kept = []
@@ -92,6 +96,34 @@ def _spell_padding(model: ModelProto) -> None:
         kept = [one for one in node.attribute if one.name not in ("auto_pad", "pads")]
         del node.attribute[:]
         node.attribute.extend([*kept, helper.make_attribute("pads", before + after)])
+
+
+def _spell_odd_forms(model: ModelProto) -> None:
+    """Write clips of whole numbers as minimum and maximum, and flattening into one row or column as a reshape."""
+    values = {value.name: value.type.tensor_type for value in (*model.graph.input, *model.graph.value_info)}
+    kept: list[NodeProto] = []
+    for node in model.graph.node:
+        source = values.get(node.input[0]) if node.input else None
+        axis = next((one.i for one in node.attribute if one.name == "axis"), 1)
+        rank = len(source.shape.dim) if source is not None else -1
+        if node.op_type == "Flatten" and axis in (0, rank, -rank):
+            shape = [-1, 1] if axis == rank else [1, -1]
+            name = f"{node.output[0]}.shape"
+            model.graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), name))
+            node.op_type = "Reshape"
+            node.input.append(name)
+            del node.attribute[:]
+        if source is not None and node.op_type == "Clip" and source.elem_type in _WHOLE:
+            given = zip(("Max", "Min"), node.input[1:], strict=False)
+            bounds = [(op, name) for op, name in given if name not in ("", _LOWEST)]
+            value = node.input[0]
+            for place, (op, bound) in enumerate(bounds, 1):
+                made = node.output[0] if place == len(bounds) else f"{node.output[0]}.{op}"
+                kept.append(helper.make_node(op, [value, bound], [made], f"{node.name}.{op}"))
+                value = made
+        else:
+            kept.append(node)
+    keep_nodes(model, kept)
 
 
 def _evaluate(node: NodeProto, inputs: list[TensorProto], model: ModelProto) -> TensorProto:

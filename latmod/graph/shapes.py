@@ -1,6 +1,6 @@
 """Set the dims of a model's inputs and infer those of every other value."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,6 +19,27 @@ _MAX_FOLDS = 100
 Shapes = Mapping[str, tuple[int, ...]]
 Typed = dict[str, tuple[int, tuple[int, ...]]]
 """Element type (a number of ONNX's) and static shape of values, by name."""
+
+
+def parse_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Read shapes of inputs, or sizes of free dims, as NAME=1x3x224x224. Raises GraphError for anything else."""
+    shapes = {}
+    for text in texts:
+        name, _, dims = text.rpartition("=")
+        try:
+            shape = tuple(int(dim) for dim in dims.lower().replace(",", "x").split("x"))
+        except ValueError:
+            shape = ()
+        if not name or not shape or min(shape) < 1:
+            raise GraphError(f"{text!r} is not NAME=1x3x224x224")
+        shapes[name] = shape
+    return shapes
+
+
+def shape_names(path: Path) -> frozenset[str]:
+    """Name what `--shape` can set in a file: its inputs and their free dims. Raises GraphError."""
+    fed = fed_inputs(load(Path(path)).model)
+    return frozenset({value.name for value in fed} | _free_dims(fed).keys())
 
 
 def set_shapes(model: ModelProto, shapes: Shapes) -> bool:

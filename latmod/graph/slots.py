@@ -10,9 +10,15 @@ from onnx import ModelProto, numpy_helper
 from latmod.graph.loading import dtype_name, has_data, load
 from latmod.graph.records import Attribute, Tensor
 
+_VARIANCE = ("BatchNormalization", 4)
+
 
 class WeightSlot(msgspec.Struct, frozen=True, kw_only=True):
-    """Describe one initialiser without data, and its first use: operator, which input, whether it is transposed."""
+    """Describe one initialiser without data, and its use: operator, which input, whether it is transposed.
+
+    Of several uses it is the first, or that as a variance: exporters keep one of parameters that are equal, as the ones
+    and zeros of an untrained network's norms are, and hand it on by Identity.
+    """
 
     tensor: Tensor
     op: str
@@ -24,12 +30,16 @@ def weight_slots(path: Path) -> tuple[WeightSlot, ...]:
     """List the initialisers of a file that have no data, in file order; shapes are not inferred. Raises GraphError."""
     graph = load(path).model.graph
     missing = {tensor.name: tensor for tensor in graph.initializer if not has_data(tensor)}
+    origin = {name: name for name in missing}
     uses: dict[str, tuple[str, int, bool]] = {}
     for node in graph.node:
+        if node.op_type == "Identity" and node.input[0] in origin:
+            origin[node.output[0]] = origin[node.input[0]]
+            continue
         for position, name in enumerate(node.input):
-            if name in missing and name not in uses:
+            if name in origin and (origin[name] not in uses or (node.op_type, position) == _VARIANCE):
                 attributes: dict[str, Attribute] = {a.name: a.i for a in node.attribute if a.name == "transB"}
-                uses[name] = (node.op_type, position, bool(attributes.get("transB", 0)))
+                uses[origin[name]] = (node.op_type, position, bool(attributes.get("transB", 0)))
     slots = []
     for name, tensor in missing.items():
         op, position, transposed = uses.get(name, ("", 0, False))

@@ -1,5 +1,6 @@
 """Find activations that exporters spell as several operators."""
 
+from collections.abc import Collection
 from math import isclose, pi, sqrt
 
 from latmod.kernels.rewriting import Rewriter, Step
@@ -8,8 +9,12 @@ _CUBIC = 0.044715
 """Of the approximation by Hendrycks and Gimpel 2016 (arXiv:1606.08415)."""
 
 
-def restore_gelu(work: Rewriter, op: str) -> None:
-    """Put one operator in the place of x / sqrt(2), Erf, + 1, * x, * 0.5, in any order of the last two."""
+HALVED = frozenset({"input", "sum", "product"})
+"""What exporters multiply by 0.5 in a GELU: x, 1 + Erf(x / sqrt(2)), as torch's newer one does, or x times that."""
+
+
+def restore_gelu(work: Rewriter, op: str, halved: Collection[str] = HALVED) -> None:
+    """Put one operator in the place of x / sqrt(2), Erf, + 1, * x, and * 0.5, where that is done to one of `halved`."""
     for erf in work.live("Erf"):
         scaled, plus = work.producers.get(erf.inputs[0]), work.only_reader(erf.out)
         if scaled is None or plus is None or plus.op != "Add" or scaled.op not in ("Div", "Mul"):
@@ -22,9 +27,9 @@ def restore_gelu(work: Rewriter, op: str) -> None:
                 last.append(following)
         if source is None or work.only_reader(scaled.out) is not erf:
             continue
-        if len(last) == 3:
+        if len(last) == 3 and ("sum" if _is_half_of(work, last[1], plus) else "product") in halved:
             work.replace(scaled, op, [source], [last[-1].out], erf, *last)
-        elif len(last) == 2 and (half := _half(work, last[1], source)) is not None:
+        elif len(last) == 2 and "input" in halved and (half := _half(work, last[1], source)) is not None:
             work.replace(scaled, op, [source], [last[-1].out], erf, *last, half)
 
 
@@ -43,6 +48,10 @@ def restore_tanh_gelu(work: Rewriter, op: str) -> None:
             if cube is not None and part is not None and source is not None and half is not None:
                 work.replace(cube, op, [source], [product.out], part, total, scaled, tanh, plus, product, half)
                 break
+
+
+def _is_half_of(work: Rewriter, product: Step, total: Step) -> bool:
+    return other_than_scalar(work, product, 0.5) == total.out
 
 
 def _half(work: Rewriter, product: Step, source: str | None) -> Step | None:

@@ -198,7 +198,10 @@ def _derived(x: dict[str, Floats]) -> dict[str, Floats]:
         "row_rest12": x["rows"] % 12,
         "pixel_rest4": np.round(x["side_out"] ** 2) % 4,
         "pixel_rest16": np.round(x["side_out"] ** 2) % 16,
-        "padding_share": (x["kernel_h"] - 1.0) / np.maximum(x["side_out"], 1.0) * (x["kernel_h"] > 0),
+        "padding_share": (x["kernel_h"] - 1.0)
+        * np.maximum(x["dilation"], 1.0)
+        / np.maximum(x["side_out"], 1.0)
+        * (x["kernel_h"] > 0),
     }
 
 

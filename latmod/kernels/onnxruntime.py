@@ -4,6 +4,8 @@ The rules follow `graph_transformer_utils.cc` of onnxruntime 1.20 to 1.32 in its
 it stands for. The tests hold them against what onnxruntime's own profile tells.
 """
 
+from collections.abc import Collection
+
 from latmod.cost import VIEWS
 from latmod.graph import Graph
 from latmod.kernels.activations import restore_gelu, restore_tanh_gelu
@@ -16,8 +18,16 @@ _ENDLESS = 2**62
 _CONV_ACTIVATIONS = frozenset({"Relu", "Sigmoid", "Tanh", "LeakyRelu", "Clip", "HardSigmoid"})
 
 
-def optimise(graph: Graph, *, block: int) -> Rewriter:
-    """Return what is executed, step by step; `block` is the channel block of the machine's convolutions (8 or 16)."""
+GELUS = frozenset({"input", "product"})
+"""Which GELUs GeluFusion finds, by what they multiply by 0.5 (latmod.kernels.activations.HALVED); not the one that
+torch's newer exporter writes."""
+
+
+def optimise(graph: Graph, *, block: int, gelus: Collection[str] = GELUS) -> Rewriter:
+    """Return what is executed, step by step; `block` is the channel block of the machine's convolutions (8 or 16).
+
+    `gelus` are those that become one operator.
+    """
     work = Rewriter(graph)
     _mark_quantized(work)
     _decompose(work)
@@ -25,8 +35,11 @@ def optimise(graph: Graph, *, block: int) -> Rewriter:
     _fuse_pads(work)
     _fold_into_convolutions(work)
     _drop_noops(work)
-    restore_gelu(work, f"{MS}Gelu")
+    restore_gelu(work, f"{MS}Gelu", gelus)
     restore_tanh_gelu(work, f"{MS}FastGelu")
+    for step in work.live("Gelu"):
+        # The standard's operator, since opset 20, runs by the same code.
+        step.op = f"{MS}FastGelu" if step.attributes.get("approximate") == "tanh" else f"{MS}Gelu"
     _layer_norm(work)
     _simplified_layer_norm(work)
     matmul_add(work)
@@ -236,14 +249,22 @@ def _simplified_layer_norm(work: Rewriter) -> None:
 
 
 def _join_reshapes(work: Rewriter) -> None:
-    """ReshapeFusion: of two that follow each other one is enough."""
+    """ReshapeFusion: of two that follow each other one is enough, and none where the shape is as it was.
+
+    Not where a nought in the shape means nought, as torch's newer exporter always has it.
+    """
     for step in work.live("Reshape", "Squeeze", "Unsqueeze"):
         before = work.producers.get(step.inputs[0])
+        same = before is not None and work.shape(before.inputs[0]) == work.shape(step.out) != ()
+        if step.integer("allowzero", 0) and not same:
+            continue
         if before is not None and before.op == "Reshape" and work.only_reader(before.out) is step:
             step.op = "Reshape"
             step.sources += before.sources
             work.rewire(step, [before.inputs[0], *step.inputs[1:]])
             work.remove(before)
+            if same and step.out not in work.results:
+                work.bypass(step)
 
 
 def _split(work: Rewriter, *ops: str) -> None:
@@ -315,7 +336,7 @@ def _conv_activation(work: Rewriter) -> None:
 
 def _bias_gelu(work: Rewriter) -> None:
     """BiasGeluFusion: a static row is added within the Gelu."""
-    for step in work.live(f"{MS}Gelu", "Gelu"):
+    for step in work.live(f"{MS}Gelu"):
         before = work.producers.get(step.inputs[0])
         if before is None or before.op != "Add" or work.only_reader(before.out) is not step:
             continue

@@ -58,8 +58,6 @@ def _changed(kernel: Kernel, channels_first: bool, powers: set[str]) -> Kernel |
     # Forms in other floats, as Pow/float16, stay what was never measured.
     if "/" not in kernel.kind and not powers.isdisjoint(kernel.nodes):
         return msgspec.structs.replace(kernel, kind="Power")
-    if kernel.kind == "Softmax":
-        return msgspec.structs.replace(kernel, kind="Softmax/turned") if kernel.number("last_moves") else None
     if kernel.kind == "LayerNormalization" and channels_first:
         turned = kernel.with_numbers(products=kernel.number("last_dim") * _images(kernel))
         return msgspec.structs.replace(turned, kind="LayerNormalization/turned")

@@ -284,16 +284,20 @@ def _constant_before(work: Rewriter, name: str, perm: tuple[int, ...]) -> str:
 
 
 def _push_through_unsqueezes(work: Rewriter) -> bool:
-    """Reshape first and transpose what comes of it, where the reshape only adds a first dim of 1."""
+    """Reshape first and transpose what comes of it, where the reshape only adds a first dim of 1.
+
+    That is put before the dim which the transpose brings to the front.
+    """
     changed = False
     for step in work.live("Reshape", "Unsqueeze"):
         before = _pushable(work, step)
         if before is None or work.shape(step.out) != (1, *work.shape(before.out)):
             continue
         source = before.inputs[0]
-        shape = work.shape(source)
-        perm = (1, *(dim + (dim > 0) for dim in permutation(work, before)))
-        _transpose_after(work, step, [source, *step.inputs[1:]], [(shape[0], 1, *shape[1:])], perm)
+        shape, old = work.shape(source), permutation(work, before)
+        first = old[0]
+        perm = (first, *(dim + (dim >= first) for dim in old))
+        _transpose_after(work, step, [source, *step.inputs[1:]], [(*shape[:first], 1, *shape[first:])], perm)
         _drop_unread(work, before)
         changed = True
     return changed

@@ -147,10 +147,10 @@ def _restore_activations(module: "fx.GraphModule") -> None:
 
     for node in list(module.graph.nodes):
         kind = _part_name(module, node)
-        last = None
-        activation: nn.Module
+        last = source = None
+        activation: nn.Module = nn.GELU()
         if kind == "OnnxErf":
-            last, source, activation = _gelu(module, node), node.all_input_nodes[0].all_input_nodes[0], nn.GELU()
+            last, source = _gelu(module, node)
         elif kind == "Sigmoid" and len(node.users) == 1:
             (last,), source, activation = node.users, node.all_input_nodes[0], nn.SiLU()
             if not _is_product(module, last, node, source):
@@ -188,20 +188,28 @@ def _writes_anew(module: "fx.GraphModule", node: "fx.Node") -> bool:
     return made and len(node.users) == 1
 
 
-def _gelu(module: "fx.GraphModule", erf: "fx.Node") -> "fx.Node | None":
-    """Return the last of x / sqrt(2), Erf, + 1, * x, * 0.5 (the last two in either order), None for anything else."""
-    divide = erf.all_input_nodes[0]
-    if not _is_scaled(module, divide, sqrt(2.0)) or len(erf.users) != 1:
-        return None
-    source = divide.all_input_nodes[0]
-    (plus,) = erf.users
-    if _part_name(module, plus) != "OnnxBinaryMathOperation" or len(plus.users) != 1:
-        return None
-    (product,) = plus.users
-    if not _is_product(module, product, plus, source):
-        return None
-    following = tuple(product.users)
-    return following[0] if len(following) == 1 and _is_scaled(module, following[0], 0.5) else None
+def _gelu(module: "fx.GraphModule", erf: "fx.Node") -> "tuple[fx.Node | None, fx.Node | None]":
+    """Return the last and x of x / sqrt(2), Erf, + 1, * x, * 0.5 (of x, the sum or the product); None for all else."""
+    import torch
+
+    scaled = erf.all_input_nodes[0]
+    sources = [one for one in scaled.all_input_nodes if one.op != "get_attr"]
+    if not _is_scaled(module, scaled, sqrt(0.5)) or len(sources) != 1 or len(erf.users) != 1:
+        return None, None
+    (source,), (plus,) = sources, erf.users
+    if _function(module, plus) is not torch.add or len(plus.users) != 1:
+        return None, None
+    (after,) = plus.users
+    halves = [one for one in after.all_input_nodes if one is not plus and _is_scaled(module, one, 0.5)]
+    last = None
+    if halves and source in halves[0].all_input_nodes and _is_product(module, after, plus, halves[0]):
+        last = after
+    elif len(after.users) == 1:
+        (following,) = after.users
+        sum_halved = _is_scaled(module, after, 0.5) and _is_product(module, following, after, source)
+        if sum_halved or (_is_product(module, after, plus, source) and _is_scaled(module, following, 0.5)):
+            last = following
+    return last, source
 
 
 def _part_name(module: "fx.GraphModule", node: "fx.Node") -> str:
@@ -213,22 +221,32 @@ def _part(module: "fx.GraphModule", node: "fx.Node") -> "nn.Module | None":
     return module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
+def _function(module: "fx.GraphModule", node: "fx.Node") -> object:
+    """Return what an element-wise part of two operands computes, None for other parts."""
+    return getattr(_part(module, node), "math_op_function", None)
+
+
 def _is_product(module: "fx.GraphModule", node: "fx.Node", left: "fx.Node", right: "fx.Node") -> bool:
     import torch
 
-    part = _part(module, node)
-    return getattr(part, "math_op_function", None) is torch.mul and set(node.all_input_nodes) == {left, right}
+    return _function(module, node) is torch.mul and set(node.all_input_nodes) == {left, right}
 
 
 def _is_scaled(module: "fx.GraphModule", node: "fx.Node", wanted: float) -> bool:
-    """Tell whether a node multiplies its first input by a certain number, or divides it by that."""
-    if _part_name(module, node) != "OnnxBinaryMathOperation" or len(node.all_input_nodes) != 2:
+    """Tell whether a node multiplies something by a certain number, or divides it by the reciprocal."""
+    import torch
+
+    function, inputs = _function(module, node), node.all_input_nodes
+    if function is None or function in (torch.add, torch.sub) or len(inputs) != 2:
         return False
-    constant = node.all_input_nodes[1]
-    if constant.op != "get_attr":
-        return False
-    value: torch.Tensor = attrgetter(str(constant.target))(module)
-    return value.numel() == 1 and abs(float(value) / wanted - 1.0) < 1e-3
+    multiplies = function is torch.mul
+    for constant in inputs if multiplies else inputs[1:]:
+        if constant.op == "get_attr":
+            value: torch.Tensor = attrgetter(str(constant.target))(module)
+            factor = float(value) if value.numel() == 1 else 0.0
+            if factor and abs((factor if multiplies else 1.0 / factor) / wanted - 1.0) < 1e-3:
+                return True
+    return False
 
 
 def literal_shapes(module: "fx.GraphModule", inputs: "Sequence[torch.Tensor]") -> None:

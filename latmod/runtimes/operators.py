@@ -1,4 +1,4 @@
-"""Give onnx2torch the operators that it lacks: recurrent layers, and maps read at given places.
+"""Give onnx2torch the operators that it lacks: recurrent layers, maps read at given places, GELU.
 
 They become the modules that PyTorch has for them, since these are what such files were exported from.
 """
@@ -13,8 +13,8 @@ from latmod.families.recurrent import as_torch_has_them
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_VERSIONS = {"LSTM": (7, 14, 22), "GRU": (7, 14, 22), "GridSample": (16, 20)}
-"""Opsets in which the ONNX standard changed an operator (onnx/docs/Changelog.md)."""
+_VERSIONS = {"LSTM": (7, 14, 22), "GRU": (7, 14, 22), "GridSample": (16, 20), "Gelu": (17, 20)}
+"""Opsets in which the ONNX standard changed an operator (onnx/docs/Changelog.md); 17 is what all graphs get."""
 _STATES = {"LSTM": (5, 6), "GRU": (5,)}
 """Positions of the inputs that hold what a layer remembers at first."""
 _MODES = {"linear": "bilinear", "cubic": "bicubic"}
@@ -24,7 +24,9 @@ def extend_onnx2torch() -> None:
     """Add the operators to onnx2torch's own registry, those that it has by now left as they are."""
     from onnx2torch.node_converters.registry import add_converter, get_converter
 
-    made: dict[str, Callable[[Any, Any], Any]] = {"LSTM": _recurrent, "GRU": _recurrent, "GridSample": _grid_sample}
+    made: dict[str, Callable[[Any, Any], Any]] = {
+        "LSTM": _recurrent, "GRU": _recurrent, "GridSample": _grid_sample, "Gelu": _gelu,
+    }  # fmt: skip
     for op, versions in _VERSIONS.items():
         for version in versions:
             try:
@@ -72,6 +74,13 @@ def _grid_sample(node: Any, graph: Any) -> Any:
     mode = said.get("mode", "bilinear")
     corners = bool(said.get("align_corners", 0))
     module = GridSample(_MODES.get(mode, mode), said.get("padding_mode", "zeros"), corners=corners)
+    return OperationConverterResult(torch_module=module, onnx_mapping=onnx_mapping_from_node(node))
+
+
+def _gelu(node: Any, graph: Any) -> Any:
+    from onnx2torch.utils.common import OperationConverterResult, onnx_mapping_from_node
+
+    module = nn.GELU(node.attributes.get("approximate", "none"))
     return OperationConverterResult(torch_module=module, onnx_mapping=onnx_mapping_from_node(node))
 
 

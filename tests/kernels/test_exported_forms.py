@@ -161,6 +161,23 @@ class Enlarged(torch.nn.Module):
         return self.after(torch.nn.functional.interpolate(self.before(x), **self.options))
 
 
+class Halved(torch.nn.Module):
+    """A GELU in steps, behind a product and behind a convolution; torch's newer exporter halves the sum."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what, self.wide, self.conv = what, torch.nn.Linear(32, 64), torch.nn.Conv2d(64, 32, 1)
+
+    def gelu(self, x: "torch.Tensor") -> "torch.Tensor":
+        total = torch.erf(x / 2.0**0.5) + 1.0
+        ways = {"input": lambda: 0.5 * x * total, "sum": lambda: x * (0.5 * total), "product": lambda: x * total * 0.5}
+        return ways[self.what]()
+
+    def forward(self, x: "torch.Tensor") -> "torch.Tensor":
+        image = self.gelu(self.wide(x)).transpose(1, 2).reshape(1, 64, 14, 14)
+        return self.gelu(self.conv(image))
+
+
 FORMS = {
     "attention": (Attention, (1, 49, 64)),
     "normed attention": (lambda: Attention(normed=True), (1, 49, 64)),
@@ -178,12 +195,16 @@ FORMS = {
     "enlarged by a factor": (lambda: Enlarged("nearest", sized=False), (1, 3, 16, 16)),
     "interpolated to a size": (lambda: Enlarged("bilinear", sized=True), (1, 3, 16, 16)),
     "interpolated by a factor": (lambda: Enlarged("bilinear", sized=False), (1, 3, 16, 16)),
+    "gelu, input halved": (lambda: Halved("input"), (1, 196, 32)),
+    "gelu, sum halved": (lambda: Halved("sum"), (1, 196, 32)),
+    "gelu, product halved": (lambda: Halved("product"), (1, 196, 32)),
 }
 
 
 TOLD = (
     "Pad", "Slice", "Transpose", "Softmax", "Split", "Conv", "ReorderInput", "Resize", "Upsample", "Gather", "FastGelu",
     "SimplifiedLayerNormalization", "Pow", "Tanh", "ConvTranspose", "BatchNormalization", "LSTM", "GRU", "FusedMatMul",
+    "Erf", "Gelu", "BiasGelu",
 )  # fmt: skip
 
 
@@ -199,6 +220,36 @@ def test_the_engine_runs_what_the_rules_expect(form: str, tmp_path: Path) -> Non
         theirs[one.op.rpartition("::")[2]] += one.count
     for op in TOLD:
         assert ours[op] == theirs[op], (op, ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("rules", "found_whole"),
+    [("openvino", ("input", "sum", "product")), ("mnn", ("product",)), ("tract", ("input", "product")),
+     ("ncnn", ("input", "product")), ("torch", ("input", "sum", "product"))],
+)  # fmt: skip
+@pytest.mark.parametrize("what", ["input", "sum", "product"])
+def test_engines_find_some_gelus_and_run_others_in_steps(
+    what: str, rules: str, found_whole: tuple[str, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "gelu.onnx"
+    export_module(Halved(what), (1, 196, 32), path)
+    ops = Counter(one.op.rpartition("::")[2] for one in kernels(read_graph(path), rules, isa=("avx2",)))
+    assert (ops["Gelu"] + ops["BiasGelu"], ops["Erf"]) == ((2, 0) if what in found_whole else (0, 2))
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_the_standards_gelu_is_the_one_that_is_put_together(approximate: str, tmp_path: Path) -> None:
+    from onnx import TensorProto, helper, save
+
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 8]) for name in "xy"]
+    node = helper.make_node("Gelu", ["x"], ["y"], "g", approximate=approximate)
+    path = tmp_path / "gelu.onnx"
+    graph = helper.make_graph([node], "g", values[:1], values[1:])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    (found,) = kernels(read_graph(path), "onnxruntime")
+    assert found.kind == ("com.microsoft::FastGelu" if approximate == "tanh" else "com.microsoft::Gelu")
+    (eager,) = kernels(read_graph(path), "torch")
+    assert eager.kind == "Gelu"
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "torch", "openvino"])
