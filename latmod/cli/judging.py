@@ -67,8 +67,9 @@ _FRACTIONS = frozenset(
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="DATASET",
-    help="Data set of another machine: kinds of kernels that these lack are taken from it, and a runtime that told its "
-    "kernels there alone starts from them; of several, kinds come from the first that has them.",
+    help="Data set of another machine, or another one of this: kinds of kernels that these lack are taken from it, "
+    "and a runtime that told its kernels there alone starts from them; of several, kinds come from the first that has "
+    "them.",
 )
 @click.option("--summary", is_flag=True, help="Print one short table instead of every regressor's scores.")
 @output_options
