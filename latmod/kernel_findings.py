@@ -182,7 +182,7 @@ def _check(folders: Sequence[DatasetFolder], cards: Sequence[Card]) -> None:
     families = {model.family for card in cards for model in card.planned}
     if len(families) < MIN_FAMILIES:
         raise DatasetError(
-            f"only {len(families)} of the {MIN_FAMILIES} families that are needed, to hold one out; "
+            f"families: {len(families)}, and at least {MIN_FAMILIES} are needed, to hold one out; "
             "`latmod sweep kernels --kernels` measures generated ones here"
         )
 
