@@ -146,8 +146,8 @@ def _load_spaces(paths: Sequence[Path], shapes: Sequence[str]) -> list[Space]:
     loaded = [load_space(path, FAMILIES) for path in paths if path.suffix != ".onnx"]
     if networks:
         wanted = {text: next(iter(parse_shapes([text]))) for text in shapes}
-        names = {path: shape_names(path) for path in networks}
-        if unknown := set(wanted.values()) - set().union(*names.values()):
+        names = {path: shape_names(path) if wanted else frozenset() for path in networks}
+        if unknown := set(wanted.values()) - frozenset().union(*names.values()):
             raise SpecError(f"--shape {min(unknown)}: no input and no free dim of these files is named so")
         listed: list[dict[str, Listed]] = [
             {"path": str(path), "shapes": tuple(text for text, name in wanted.items() if name in names[path])}

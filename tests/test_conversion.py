@@ -98,6 +98,16 @@ def test_whole_numbers_stay_whole_where_they_are_clipped(tmp_path: Path) -> None
     run_both(nodes, {"low": np.array(1), "high": np.array(2), "table": table}, tmp_path / "clip.onnx")
 
 
+@pytest.mark.parametrize("bounds", [["low"], ["low", "high"], ["", "high"], []])
+def test_whole_numbers_are_clipped_at_as_many_bounds_as_there_are(bounds: list[str], tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Clip", ["x", *bounds], ["clipped"], "clip"),
+        helper.make_node("Gather", ["table", "clipped"], ["y"], "gather"),
+    ]
+    table = np.arange(12, dtype=np.float32).reshape(4, 3)
+    run_both(nodes, {"low": np.array(1), "high": np.array(0), "table": table}, tmp_path / "clip.onnx")
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2, -1, -2])
 def test_flattening_from_any_axis_converts(axis: int, tmp_path: Path) -> None:
     """From behind the last one, as BERT's masks are in transformers 5."""

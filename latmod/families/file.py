@@ -1,5 +1,6 @@
-"""Networks that come as `.onnx` files of one's own: what to measure, test on or fit to beside the generated ones."""
+"""Networks that come as `.onnx` files; those of one's own to measure, test on or fit to beside the generated ones."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,19 +22,17 @@ class FileSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     shapes: tuple[str, ...] = ()
 
 
-class File:
-    """Networks read from files, with or without weights; a relative path counts from the current folder."""
+class FileFamily(ABC):
+    """Networks that come as files, with or without weights."""
 
-    name = "file"
-    spec_type: type[msgspec.Struct] = FileSpec
+    name: str
     native = False
-    published = False
     on_meta = True
     input_type = "float32"
 
-    def model_id(self, spec: msgspec.Struct) -> str:
-        """Name a model after its file."""
-        return Path(self._own(spec).path).stem
+    @abstractmethod
+    def source(self, spec: msgspec.Struct) -> tuple[Path, dict[str, tuple[int, ...]]]:
+        """Return the file and the shapes that its inputs are set to. Raises SpecError for another family's spec."""
 
     def build(self, spec: msgspec.Struct) -> "nn.Module":
         """Raise SpecError: there is no module."""
@@ -41,17 +40,15 @@ class File:
 
     def estimate(self, spec: msgspec.Struct) -> Estimate:
         """Count from the graph. Raises GraphError for a file that cannot be read, or whose shapes hang on more."""
-        from latmod.graph import parse_shapes, read_graph
+        from latmod.graph import read_graph
 
-        own = self._own(spec)
-        return estimate_graph(read_graph(Path(own.path), parse_shapes(own.shapes)))
+        return _estimate(read_graph(*self.source(spec)))
 
     def input_shape(self, spec: msgspec.Struct) -> tuple[int, ...]:
         """Return the shape of the file's first input."""
-        from latmod.graph import parse_shapes, read_graph
+        from latmod.graph import read_graph
 
-        own = self._own(spec)
-        return read_graph(Path(own.path), parse_shapes(own.shapes)).inputs[0].shape
+        return read_graph(*self.source(spec)).inputs[0].shape
 
     def trace_shape(self, spec: msgspec.Struct) -> tuple[int, ...]:
         """Return the same."""
@@ -59,18 +56,32 @@ class File:
 
     def graph(self, spec: msgspec.Struct) -> bytes | None:
         """Return the file without its weights, its free dims set. Raises GraphError."""
-        from latmod.graph import parse_shapes, strip_weights
+        from latmod.graph import strip_weights
 
-        own = self._own(spec)
-        return strip_weights(Path(own.path), parse_shapes(own.shapes))
+        return strip_weights(*self.source(spec))
 
-    def _own(self, spec: msgspec.Struct) -> FileSpec:
+
+class File(FileFamily):
+    """Networks of one's own; a relative path counts from the current folder."""
+
+    name = "file"
+    spec_type: type[msgspec.Struct] = FileSpec
+    published = False
+
+    def model_id(self, spec: msgspec.Struct) -> str:
+        """Name a model after its file."""
+        return self.source(spec)[0].stem
+
+    def source(self, spec: msgspec.Struct) -> tuple[Path, dict[str, tuple[int, ...]]]:
+        """Return the file that is named, and the shapes that its free dims lead to."""
+        from latmod.graph import parse_shapes
+
         if not isinstance(spec, FileSpec):
             raise SpecError(f"family {self.name}: {type(spec).__name__} is the spec of another family")
-        return spec
+        return Path(spec.path), parse_shapes(spec.shapes)
 
 
-def estimate_graph(graph: "Graph") -> Estimate:
+def _estimate(graph: "Graph") -> Estimate:
     """Count what a graph costs: MACs, parameters and the memory that an engine needs for both."""
     from latmod.cost import cost, parameters
 

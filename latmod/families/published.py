@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from latmod.errors import SpecError
 from latmod.families.family import Estimate
-from latmod.families.file import estimate_graph
+from latmod.families.file import FileFamily
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,53 +78,24 @@ class Torchvision:
         return None
 
 
-class Light:
+class Light(FileFamily):
     """The networks in the onnx package's folder `backend/test/data/light`: graphs of old exporters, without weights."""
 
     name = "light"
     spec_type = PublishedSpec
-    native = False
     published = True
-    on_meta = True
-    input_type = "float32"
 
     def model_id(self, spec: msgspec.Struct) -> str:
         """Name a model after the file."""
         return _model_id(_own(self.name, spec))
 
-    def build(self, spec: msgspec.Struct) -> "nn.Module":
-        """Raise SpecError: there is no module."""
-        raise SpecError(f"family {self.name}: these networks are files, not modules")
-
-    def estimate(self, spec: msgspec.Struct) -> Estimate:
-        """Count from the graph."""
-        from latmod.graph import read_graph
-
-        return estimate_graph(read_graph(self.source(spec)))
-
-    def input_shape(self, spec: msgspec.Struct) -> tuple[int, ...]:
-        """Return the shape of the file's first input."""
-        from latmod.graph import read_inputs
-
-        return read_inputs(self.source(spec))[0].shape
-
-    def trace_shape(self, spec: msgspec.Struct) -> tuple[int, ...]:
-        """Return the same."""
-        return self.input_shape(spec)
-
-    def graph(self, spec: msgspec.Struct) -> bytes | None:
-        """Return the file without its weights."""
-        from latmod.graph import strip_weights
-
-        return strip_weights(self.source(spec))
-
-    def source(self, spec: msgspec.Struct) -> Path:
+    def source(self, spec: msgspec.Struct) -> tuple[Path, dict[str, tuple[int, ...]]]:
         """Return the file; raise SpecError where the onnx package has none of that name."""
         own = _own(self.name, spec)
         path = Path(str(resources.files("onnx"))) / "backend" / "test" / "data" / "light" / f"light_{own.network}.onnx"
         if not path.is_file():
             raise SpecError(f"family {self.name}: no network {own.network}; there is no file {path}")
-        return path
+        return path, {}
 
 
 def lineage(model: str) -> str:

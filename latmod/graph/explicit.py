@@ -110,13 +110,13 @@ def _spell_odd_forms(model: ModelProto) -> None:
             shape = [-1, 1] if axis == rank else [1, -1]
             name = f"{node.output[0]}.shape"
             model.graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), name))
-            node.op_type = "Reshape"
-            node.input.append(name)
-            del node.attribute[:]
-        if source is not None and node.op_type == "Clip" and source.elem_type in _WHOLE:
+            kept.append(helper.make_node("Reshape", [node.input[0], name], node.output, node.name))
+        elif source is not None and node.op_type == "Clip" and source.elem_type in _WHOLE:
             given = zip(("Max", "Min"), node.input[1:], strict=False)
             bounds = [(op, name) for op, name in given if name not in ("", _LOWEST)]
             value = node.input[0]
+            if not bounds:
+                kept.append(helper.make_node("Identity", [value], node.output, node.name))
             for place, (op, bound) in enumerate(bounds, 1):
                 made = node.output[0] if place == len(bounds) else f"{node.output[0]}.{op}"
                 kept.append(helper.make_node(op, [value, bound], [made], f"{node.name}.{op}"))

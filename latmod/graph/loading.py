@@ -137,7 +137,7 @@ def _external_place(tensor: TensorProto, location: str, folder: Path) -> Path:
 
 def keep_nodes(model: ModelProto, kept: Sequence[NodeProto]) -> None:
     """Let a model have these nodes, of which some may be new and others left out, in place."""
-    if len(kept) != len(model.graph.node):
+    if len(kept) != len(model.graph.node) or any(a is not b for a, b in zip(kept, model.graph.node, strict=True)):
         nodes = [NodeProto.FromString(node.SerializeToString()) for node in kept]  # `del` empties the originals
         del model.graph.node[:]
         model.graph.node.extend(nodes)

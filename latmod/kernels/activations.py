@@ -27,7 +27,7 @@ def restore_gelu(work: Rewriter, op: str, halved: Collection[str] = HALVED) -> N
                 last.append(following)
         if source is None or work.only_reader(scaled.out) is not erf:
             continue
-        if len(last) == 3 and ("sum" if _is_half_of(work, last[1], plus) else "product") in halved:
+        if len(last) == 3 and ("sum" if other_than_scalar(work, last[1], 0.5) == plus.out else "product") in halved:
             work.replace(scaled, op, [source], [last[-1].out], erf, *last)
         elif len(last) == 2 and "input" in halved and (half := _half(work, last[1], source)) is not None:
             work.replace(scaled, op, [source], [last[-1].out], erf, *last, half)
@@ -48,10 +48,6 @@ def restore_tanh_gelu(work: Rewriter, op: str) -> None:
             if cube is not None and part is not None and source is not None and half is not None:
                 work.replace(cube, op, [source], [product.out], part, total, scaled, tanh, plus, product, half)
                 break
-
-
-def _is_half_of(work: Rewriter, product: Step, total: Step) -> bool:
-    return other_than_scalar(work, product, 0.5) == total.out
 
 
 def _half(work: Rewriter, product: Step, source: str | None) -> Step | None:

@@ -147,10 +147,10 @@ def _restore_activations(module: "fx.GraphModule") -> None:
 
     for node in list(module.graph.nodes):
         kind = _part_name(module, node)
-        last = source = None
-        activation: nn.Module = nn.GELU()
+        last = None
+        activation: nn.Module
         if kind == "OnnxErf":
-            last, source = _gelu(module, node)
+            (last, source), activation = _gelu(module, node), nn.GELU()
         elif kind == "Sigmoid" and len(node.users) == 1:
             (last,), source, activation = node.users, node.all_input_nodes[0], nn.SiLU()
             if not _is_product(module, last, node, source):
