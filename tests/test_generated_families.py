@@ -20,7 +20,7 @@ ANY = GeneratedSpec(variant=0, width=16, depth=4, side=64)
 IMAGES = [name for name in GENERATED if FAMILIES[name].input_shape(ANY) == (1, 3, 64, 64)]
 
 
-@pytest.mark.parametrize("name", [name for name in IMAGES if name != "detector"])
+@pytest.mark.parametrize("name", [name for name in IMAGES if name not in ("detector", "slim")])
 @pytest.mark.parametrize("variant", range(6))
 def test_every_variant_classifies_images(name: str, variant: int) -> None:
     family = FAMILIES[name]
@@ -108,6 +108,17 @@ def test_detectors_make_maps_or_rows_at_every_side_that_can_be_halved_twice(vari
         # Boxes and scores of all places, in columns or in rows.
         assert len(shape) == 3
         assert shape[1] in (5, 24, 84) or shape[2] in (6, 25, 85)
+
+
+def test_slim_networks_classify_images_or_each_pixel() -> None:
+    shapes = set()
+    for variant in range(24):
+        spec = GeneratedSpec(variant=variant, width=16, depth=6, side=(64, 96, 112)[variant % 3], classes=7)
+        with torch.device("meta"):
+            found = FAMILIES["slim"].build(spec).eval()(torch.zeros(FAMILIES["slim"].input_shape(spec))).shape
+        assert found == (1, 7) or (len(found) == 4 and found[2] == found[3] in (spec.side, spec.side // 2)), variant
+        shapes.add(len(found))
+    assert shapes == {2, 4}
 
 
 def test_detectors_refuse_sides_that_cannot_be_halved() -> None:
@@ -200,7 +211,7 @@ def test_the_specs_of_another_family_are_refused() -> None:
 
 
 def test_the_space_of_every_family_draws() -> None:
-    spaces = sorted(path for folder in ("kernels", "rare") for path in bundled_spaces()[folder].glob("*.toml"))
+    spaces = sorted(path for folder in ("kernels", "rare", "slim") for path in bundled_spaces()[folder].glob("*.toml"))
     assert {load_space(path, FAMILIES).family for path in spaces} == {*GENERATED, "resnet"}
     names = [name for path in spaces for name, _ in draw(load_space(path, FAMILIES), FAMILIES)]
     assert len(set(names)) == len(names) >= 300

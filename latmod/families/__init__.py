@@ -24,6 +24,7 @@ GENERATED = (
     "sampler",
     "sequence",
     "shuffle",
+    "slim",
     "transformer",
     "varied",
     "volume",
