@@ -29,7 +29,7 @@ OTHER = "other kinds"
 
 _MOVEMENTS = frozenset(
     {
-        "ChannelShuffle", "Concat", "CopyingReshape", "DepthToSpace", "Expand", "Flatten", "Gather", "Pad",
+        "ChannelShuffle", "Concat", "CopyingReshape", "DepthToSpace", "Expand", "Flatten", "Gather", "Pad", "Reorder",
         "ReorderInput", "ReorderOutput", "Reshape", "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile",
         "Transpose", "Unsqueeze", "Upsample",
     }

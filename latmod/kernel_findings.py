@@ -278,9 +278,11 @@ def pair_quantile(models: Sequence[LabelledModel], held: Sequence[Held], fitted:
         if models[one].family == models[other].family
     ]
     random.Random(seed).shuffle(pairs)
+    # Two data sets may have the same network.
     errors = [
-        abs(held[one].log_error - held[other].log_error) / apart(told[one], told[other])
+        abs(held[one].log_error - held[other].log_error) / share
         for one, other in pairs[:_MAX_PAIRS]
+        if (share := apart(told[one], told[other])) > 0.0
     ]
     return conformal_quantile(np.array(errors), COVERAGE)
 

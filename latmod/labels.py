@@ -171,7 +171,7 @@ def _by_node(
 
     Where the engine does in one piece what the rules expect in several, each takes a part, in proportion to rough
     prices. A piece that names no node of the file was put in for what follows (another layout, a part of a norm), and
-    counts there; unless it moves a value that the rules expect to be moved.
+    counts there; unless it moves a value that the rules expect to be moved, by its name, or as the last piece of all.
     """
     movers = {name: place for place, kernel in enumerate(expected) if not kernel.nodes for name in kernel.values}
     owners = {node: place for place, kernel in enumerate(expected) for node in kernel.nodes}
@@ -197,6 +197,10 @@ def _by_node(
         sums[joined[0]] = before + sum(sums.pop(first, 0.0) for first in firsts)
         first_of.update((place, joined[0]) for place in joined)
         before = 0.0
+    unnamed = [place for place in movers.values() if place not in first_of]
+    if before and len(unnamed) == 1:
+        # OpenVINO brings what is returned out of its blocks last.
+        members[unnamed[0]], sums[unnamed[0]] = unnamed, before
     for place, reader in _told_by_readers(expected, owners, readers, first_of.keys()).items():
         members[first_of[reader]].append(place)
     labels: list[float | None] = [None] * len(expected)

@@ -18,6 +18,12 @@ _STREAMED_NS_PER_BYTE = 0.2
 """What a product reads and writes in a row goes at 5 GB a second at least."""
 _MAX_NS_PER_BYTE = 0.5
 """A core reads at least 2 GB a second from memory, page faults included."""
+_MAX_NS_PER_WEIGHT_BYTE = 4.0
+"""Nothing reads a weight longer than that; convolutions by channel, which do little else, take as long in tract.
+
+Where all that was seen adds a constant of one number, that explains whatever a call takes: at 488 ns a byte a map of
+positions, added once, was priced at 26 ms (EdgeNeXt in tract; kernels-more-zen5).
+"""
 _FEW_BEYOND, _HELD = 3, 1e3
 """Kernels below which nothing says what lies beyond a cache, and how strongly its rate is held where it was then.
 
@@ -160,6 +166,7 @@ def _non_negative(
     right = np.concatenate([root[:, 0] * whole, pull * start])
     most = np.full(len(PHYSICAL), np.inf)
     most[beyond] = _MAX_NS_PER_BYTE
+    most[PHYSICAL.index("bytes_weights")] = _MAX_NS_PER_WEIGHT_BYTE
     if most_ns_per_mac:
         most[[PHYSICAL.index(name) for name in _MULTIPLY_ADDS]] = most_ns_per_mac
         most[[PHYSICAL.index(name) for name in _MOVED]] = _STREAMED_NS_PER_BYTE

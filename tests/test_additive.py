@@ -260,3 +260,19 @@ def test_networks_of_known_families_are_held_out_in_quarters() -> None:
     assert again.known == held
     assert again.held == found.held
     assert list(again.folds) == list(found.folds)
+
+
+def test_a_network_of_two_data_sets_is_left_out_of_both() -> None:
+    """One of a kind that nothing else has: what its twin took would tell what it takes."""
+    *own, one = models(24)
+    kernels = tuple(msgspec.structs.replace(kernel, kind="odd") for kernel in one.kernels)
+    odd = msgspec.structs.replace(
+        one,
+        kernels=kernels,
+        kernel_ns=tuple(5.0 * ns for ns in one.kernel_ns),
+        latency_ns=5.0 * one.latency_ns,
+        told_ns=5.0 * one.told_ns,
+    )
+    held = fit_and_hold_out([*own, odd, odd]).known
+    assert [found.model for found in held[23:]] == [one.model] * 2
+    assert min(found.log_error for found in held[23:]) > 0.7

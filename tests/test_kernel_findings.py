@@ -100,6 +100,15 @@ def test_every_family_is_predicted_from_the_others(folder: DatasetFolder, tmp_pa
     assert 0 < related.error < related.width
 
 
+def test_two_data_sets_may_have_the_same_networks(folder: DatasetFolder, tmp_path: Path) -> None:
+    again = DatasetFolder(tmp_path / "again")
+    shutil.copytree(folder.path, again.path)
+    report = fit_kernel_level([folder, again], jobs=1)[0]
+    assert report.rows[0].models == 48
+    assert isinstance(report.artifact.card, KernelCard)
+    assert 0.0 < report.artifact.card.pair_quantile < 10.0
+
+
 def test_nothing_is_borrowed_of_other_threads(folder: DatasetFolder, tmp_path: Path) -> None:
     lender = DatasetFolder(tmp_path / "lender")
     shutil.copytree(folder.path, lender.path)

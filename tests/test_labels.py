@@ -132,6 +132,17 @@ def test_what_moves_a_value_is_the_kernel_that_the_rules_put_there_and_else_a_pa
     assert found.unmatched_ns == 0.0
 
 
+def test_what_is_told_last_without_a_name_brings_the_result_out_of_its_blocks() -> None:
+    conv = msgspec.structs.replace(kernel("conv"), nodes=("conv",), values=("blocked",))
+    burst = [named(5, "conv"), named(40, "")]
+    assert join([conv, kernel("Reorder")], [burst]) == Told(kernel_ns=(5.0, 40.0), total_ns=45.0, unmatched_ns=0.0)
+    # Of two nobody knows which it was.
+    found = join([conv, kernel("Reorder"), kernel("Reorder", value="z")], [burst])
+    assert found.kernel_ns[0] == 5.0
+    assert all(math.isnan(ns) for ns in found.kernel_ns[1:])
+    assert found.unmatched_ns == 40.0
+
+
 def test_models_side_by_side_keep_what_is_seen_of_each() -> None:
     def model(*kernels: Kernel) -> LabelledModel:
         return LabelledModel(

@@ -122,3 +122,10 @@ def test_what_no_kernel_of_an_unlike_kind_has_costs_what_it_does_in_the_class() 
     rates = fitted([*plain, *slow], [*took, *(100.0 * kernel.number("bytes_in") for kernel in slow)])
     without, weighted = (price_ns(rates, made("GridSample", bytes_in=1e5, bytes_weights=size)) for size in (0.0, 1e6))
     assert weighted - without == pytest.approx(1e5, rel=0.5)
+
+
+def test_constants_of_one_number_do_not_price_maps_of_weights() -> None:
+    """All have them, so what a call takes may be theirs as well."""
+    kernels, took = drawn({"Add": 0.1})
+    rates = fitted([kernel.with_numbers(bytes_weights=4.0) for kernel in kernels], took)
+    assert price_ns(rates, moving("Add", 1e6).with_numbers(bytes_weights=1e6)) < 5e6

@@ -1,6 +1,6 @@
 """Read `.onnx` files: the only part of latmod that touches protobuf."""
 
-from latmod.graph.canonical import canonical, canonical_op, is_copy
+from latmod.graph.canonical import canonical, canonical_op, is_copy, takes_all
 from latmod.graph.explicit import explicit_model
 from latmod.graph.exported import tidy_export
 from latmod.graph.reading import check_shapes, is_known, read_graph
@@ -32,6 +32,7 @@ __all__ = [
     "read_inputs",
     "shape_names",
     "strip_weights",
+    "takes_all",
     "tidy_export",
     "weight_slots",
 ]

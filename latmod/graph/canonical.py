@@ -35,6 +35,22 @@ def is_copy(node: Node, graph: Graph) -> bool:
     return node.op in ("Identity", "Dropout") and not any(graph.consumers(name) for name in node.outputs[1:])
 
 
+def takes_all(node: Node, graph: Graph) -> bool:
+    """Tell whether a node gives all that it reads, in the same order: a slice of every place, a union of one.
+
+    As exporters write a cut at as many channels as there are. onnxruntime, torch and ncnn copy it nevertheless.
+    """
+    if node.op == "Concat":
+        return len(node.inputs) == 1
+    if node.op != "Slice":
+        return False
+    source, target = graph.tensors.get(node.inputs[0]), graph.tensors.get(node.outputs[0])
+    if source is None or target is None or source.shape != target.shape:
+        return False
+    steps = graph.constants.get(node.inputs[4], ()) if len(node.inputs) > 4 and node.inputs[4] else (1,)
+    return bool(steps) and all(step > 0 for step in steps)
+
+
 class _Builder:
     """Collect canonical nodes; `alias` maps a value that is left out to the one that stands for it."""
 

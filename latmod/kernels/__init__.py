@@ -4,9 +4,10 @@ from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
-from latmod.graph import Graph
+from latmod.graph import Graph, takes_all
 from latmod.kernels.activations import HALVED
-from latmod.kernels.kernel import ACTIVATIONS, FIELDS, Kernel, describe
+from latmod.kernels.describing import describe
+from latmod.kernels.kernel import ACTIVATIONS, FIELDS, Kernel
 from latmod.kernels.mnn import changed_in_mnn
 from latmod.kernels.nchwc import DOMAIN
 from latmod.kernels.ncnn import changed_in_ncnn, refused_by_ncnn
@@ -22,6 +23,9 @@ None of them has anything of what onnxruntime puts in: layouts of its blocks, re
 kernels OpenVINO, MNN and tract told nothing at all, and they were priced at 1 to 4 % of what networks take
 (kernels-engines-zen4); nor did ncnn of 2,100 layouts (kernels-zen3).
 """
+
+_FORGOING = frozenset({"mnn", "openvino", "tract"})
+"""What leaves out cuts that take all: of 292 such in kernels-more-zen5 these told of none, ncnn of all."""
 
 _GELUS: Mapping[str, Collection[str]] = {"mnn": ("product",), "openvino": HALVED}
 """Which GELUs become one operator, where they are others than in onnxruntime.
@@ -64,8 +68,10 @@ def adjusted(graph: Graph, rules: str, found: tuple[Kernel, ...]) -> tuple[Kerne
     if rules not in _CHANGES:
         return found
     ops = {node.name: node.op for node in graph.nodes}
+    whole = {node.name for node in graph.nodes if rules in _FORGOING and takes_all(node, graph)}
     own = tuple(_as_the_file_says(ops, _writing_the_files_values(graph, kernel)) for kernel in found)
     changed: dict[int, Kernel | None] = {place: None for place, kernel in enumerate(own) if not kernel.nodes}
+    changed |= {place: None for place, kernel in enumerate(own) if kernel.nodes and whole.issuperset(kernel.nodes)}
     changed |= _CHANGES[rules](graph, own)
     if not changed and own == found:
         return found

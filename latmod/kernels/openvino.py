@@ -1,6 +1,7 @@
 """What OpenVINO makes of a graph, as far as it differs from onnxruntime."""
 
 from collections.abc import Collection, Mapping, Sequence
+from math import prod
 
 import msgspec
 
@@ -12,6 +13,9 @@ _WINDOW, _VECTOR = 5, 8
 _POWER_STEPS = 10.0
 _SHUFFLING = (0, 2, 1, 3, 4)
 _WEIGHTED = ("Gemm weights", "MatMul weights")
+_RETURNED, _AT_ONE_PLACE = "Reorder", "/at one place"
+_IMAGE_DIMS = 4
+_FLOAT_BYTES, _PAGE_BYTES, _CROWDING = 4, 4096, range(17, 65)
 _CHAINED = frozenset({"Add", "BatchNormalization", "Div", "Mul", "Pow", "Sub", "Sum"})
 _ENDING = frozenset({"Elu", "LeakyRelu", "Relu"})
 """Kinds that OpenVINO compiles into one piece with what goes before, the second ones as its end.
@@ -27,12 +31,19 @@ def changed_in_openvino(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kern
     A product with weights takes a scale of its columns into these, so no kernel is left of it: what the engine tells of
     the product bears the scale's name. Local response norms that no vectors fit take so many more steps per element
     (kernels-engines-zen4-avx2: 17 ns for 1.5). A reshape that takes channels apart, a transpose and the reshape back
-    are one shuffle of channels, told by the name of the last. A layer norm of what a transpose gives takes two to four
-    times as long as others, by element (kernels-engines-zen4: 0.8 to 2 ns for 0.2 to 0.5). Element-wise work on what
-    element-wise work gives is one piece with it.
+    are one shuffle of channels, told by the name of the last. A layer norm of an image that a transpose
+    turned takes two to four times as long as others, by element (kernels-engines-zen4: 0.8 to 2 ns for 0.2 to 0.5), and
+    as long again where its channels are whole pages apart (kernels-engines-zen5: 2 to 6.3 ns for 0.6, EdgeNeXt 6.1 to
+    6.4), but not of rows (0.3 to 0.6, with whole pages too). Element-wise work on what element-wise work gives is one
+    piece with it.
+
+    What onnxruntime puts in is gone (latmod.kernels), but where it brings a map that the network returns out of blocks
+    of channels: 0.2 to 0.9 ns an element, and 3 to 6 where the same pixels of more than 16 channels are whole pages
+    apart, so that one pushes another out of the cache: 39 % of the time of LR-ASPP (kernels-more-zen5: 9 such of 19 to
+    32 channels, 19 others; of 66 channels it is as quick as others).
     """
     places = {node: place for place, kernel in enumerate(found) for node in kernel.nodes}
-    changed: dict[int, Kernel | None] = {}
+    changed = _returned(graph, found)
     for node in graph.nodes:
         place = places.get(node.name, -1)
         if place < 0:
@@ -45,7 +56,7 @@ def changed_in_openvino(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kern
             changed[place] = _shuffling(graph, found[place], shuffled)
         source = graph.producer(node.inputs[0]) if node.op == "LayerNormalization" else None
         if source is not None and source.op == "Transpose":
-            changed[place] = msgspec.structs.replace(found[place], kind="LayerNormalization/turned")
+            changed[place] = msgspec.structs.replace(found[place], kind=_turned(graph, source.outputs[0]))
         scaled = _scaled_product(graph, node) if node.op == "Mul" and found[place].nodes == (node.name,) else None
         product = places.get(scaled.name, -1) if scaled is not None else -1
         if product >= 0 and found[product].kind.startswith(_WEIGHTED):
@@ -53,6 +64,30 @@ def changed_in_openvino(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kern
             changed[product] = msgspec.structs.replace(own, nodes=(*own.nodes, node.name))
             changed[place] = None
     return changed | _chained(graph, found, places, changed)
+
+
+def _turned(graph: Graph, name: str) -> str:
+    """Return the kind of a layer norm over what was turned so that channels are last."""
+    shape = graph.tensors[name].shape if name in graph.tensors else ()
+    if len(shape) != _IMAGE_DIMS:
+        return "LayerNormalization/rows turned"
+    crowded = _FLOAT_BYTES * prod(shape[1:-1]) % _PAGE_BYTES == 0
+    return "LayerNormalization/turned" + (_AT_ONE_PLACE if crowded else "")
+
+
+def _returned(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel | None]:
+    """Return what brings maps that the network returns out of blocks of channels."""
+    maps = {tensor.name: tensor.shape for tensor in graph.outputs if len(tensor.shape) == _IMAGE_DIMS}
+    changed: dict[int, Kernel | None] = {}
+    for place, kernel in enumerate(found):
+        shapes = [maps[name] for name in kernel.values if name in maps]
+        if shapes and not kernel.nodes:
+            channels, pixels = shapes[0][1], prod(shapes[0][2:])
+            apart = _FLOAT_BYTES * pixels % _PAGE_BYTES or channels not in _CROWDING
+            kind = _RETURNED if apart else _RETURNED + _AT_ONE_PLACE
+            named = kernel.with_numbers(channels_out=float(channels))
+            changed[place] = msgspec.structs.replace(named, op=_RETURNED, kind=kind, label=kernel.values[0])
+    return changed
 
 
 def _chained(

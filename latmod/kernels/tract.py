@@ -1,11 +1,12 @@
 """What tract makes of a graph, as far as it differs from onnxruntime."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
-from latmod.graph import Graph, Node, Scalar
-from latmod.kernels.kernel import Kernel
+from latmod.graph import Graph, Node, Scalar, takes_all
+from latmod.kernels.kernel import Kernel, convolution_form
+from latmod.kernels.nchwc import DOMAIN
 
 # tract 0.23.9, DirectSpatialConv (sonos/tract, pull request 2771): rows of at least so many outputs, and at most so
 # many multiply-adds for each of them.
@@ -14,11 +15,29 @@ _ROW, _TAPS = 128, 576
 _WINDOW_DIMS = 6
 _SQUARED = (2.0,)
 _IMAGE_DIMS = 4
-_BY_CHANNEL = frozenset({"BatchNormalization", "com.microsoft.nchwc::Upsample", "Resize"})
+# Whose loops are the compiler's, for SSE: 1.3 to 4 times as slow where the upper halves of registers are in use.
+_PLAIN = frozenset(
+    {
+        "Add", "AveragePool", "BatchNormalization", "Clip", "Clip/one bound", "Conv depthwise/strided", "Div",
+        "GlobalAveragePool", "HardSigmoid", "LayerNormalization", "LayerNormalization/turned", "Max", "MaxPool", "Min",
+        "Mul", "Neg", "PRelu", "Pow", "Power", "ReduceMean", "ReduceSum", "Relu", "Sqrt", "Sub",
+    }
+)  # fmt: skip
+_STRIDED = "Conv depthwise/strided"
+_WRITTEN_OUT = frozenset({"Erf", "Gelu", "HardSwish", "LeakyRelu", "Sigmoid", "Softmax", "Tanh"})
+_TIDY = frozenset({"Exp", "GroupNormalization", "LayerNormalization", "SimplifiedLayerNormalization", "Softplus"})
+_BY_CHANNEL = frozenset({"BatchNormalization", "Upsample", "Resize"})
+_SUMMING = frozenset({"Conv", "Gemm", "MatMul"})
+_MATRICES = ("Gemm weights", "MatMul weights")
+_STRIDED_FORMS = ("1x1", "3x3", "depthwise")
 
 ALONG_ROWS = "Conv along rows"
 BATCHED = "/batch"
 """Ends kinds that are slow over several images, by the element, not by the multiply-add."""
+PARTED = "/in parts"
+"""Ends kinds of products behind a union, which are made of its parts."""
+CLEAN = "/clean"
+"""Ends kinds of kernels that find the upper halves of registers as they should be."""
 
 
 def changed_in_tract(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel | None]:
@@ -41,13 +60,92 @@ def changed_in_tract(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel 
 
     A power other than the square takes 170 to 190 ns an element, all else that goes by element 1: so does a GELU whose
     third power is a Pow, as exported from PyTorch (kernels-engines-spr), three quarters of what ALBERT takes.
+
+    A union that only products read, which sum over it (1 x 1 convolutions, matrices), is not made: there is a product
+    for each part, and all but the first add to what the others left, 5 to 15 ns for each element (kernels-engines-zen5,
+    which told of none of 220 such unions, and of all that something else reads).
+
+    Its products and activations in assembler leave the upper halves of registers in use, and what the compiler made of
+    Rust for SSE waits for these, until something made for AVX clears them: a depthwise convolution of stride 1, one
+    along rows, a norm of rows. Behind such, with no product in between, a depthwise convolution of stride 2 over 112 x
+    112 takes 0.85 ms for 3.2, an average pool 4.8 for 10.2, an activation 0.15 for 0.40, a sum 0.09 for 0.28 (tract
+    0.23.9 on Zen 5; Intel's optimisation manual, 15.3, mixing AVX code with SSE code).
     """
     channels_first = not any(
         node.op == "Transpose" and len(node.ints("perm", ())) >= _WINDOW_DIMS for node in graph.nodes
     )
     powers = {node.name for node in graph.nodes if node.op == "Pow" and _exponent(graph, node) != _SQUARED}
-    changes = ((place, _changed(kernel, channels_first, powers)) for place, kernel in enumerate(found))
-    return {place: changed for place, changed in changes if changed is not None}
+    changes = ((place, _changed(one, channels_first, powers)) for place, one in enumerate(found) if one.nodes)
+    changed: dict[int, Kernel | None] = {place: own for place, own in changes if own is not None}
+    changed |= _in_parts(graph, [changed.get(place) or kernel for place, kernel in enumerate(found)])
+    return changed | _clean(graph, [changed.get(place, kernel) for place, kernel in enumerate(found)])
+
+
+def _in_parts(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel | None]:
+    """Return products behind a union, which take its parts one after another; nothing is left of the union itself."""
+    places = {node: place for place, kernel in enumerate(found) for node in kernel.nodes}
+    changed: dict[int, Kernel | None] = {}
+    for node in graph.nodes:
+        parts = sum(name not in graph.static for name in node.inputs)
+        if node.op != "Concat" or parts < 2 or node.name not in places:
+            continue
+        readers = _readers(graph, node.outputs[0])
+        at = [places.get(reader.name, -1) if reader.op in _SUMMING else -1 for reader in readers]
+        if not at or any(place < 0 or not _sums_over(graph, node, found[place]) for place in at):
+            continue
+        changed[places[node.name]] = None
+        for place in at:
+            kernel = changed.get(place) or found[place]
+            more = (parts - 1) * kernel.number("numel_out")
+            kind = kernel.kind + ("" if kernel.kind.endswith(PARTED) else PARTED)
+            numbered = kernel.with_numbers(products=float(parts), steps=kernel.number("steps") + more)
+            changed[place] = msgspec.structs.replace(numbered, kind=kind)
+    return changed
+
+
+def _readers(graph: Graph, name: str) -> list[Node]:
+    """Return the nodes that read a value, through slices of all of it."""
+    found = []
+    for reader in graph.consumers(name):
+        found += _readers(graph, reader.outputs[0]) if takes_all(reader, graph) else [reader]
+    return found
+
+
+def _sums_over(graph: Graph, union: Node, kernel: Kernel) -> bool:
+    """Tell whether a kernel is a product that sums over what was put together."""
+    shape = graph.tensors[union.outputs[0]].shape if union.outputs[0] in graph.tensors else ()
+    axis = union.integer("axis", 0) % len(shape) if shape else -1
+    return (kernel.kind == "Conv 1x1" and axis == 1) or (
+        kernel.kind.startswith(_MATRICES) and axis == len(shape) - 1 and not kernel.number("last_moves")
+    )
+
+
+def _clean(graph: Graph, found: Sequence[Kernel | None]) -> dict[int, Kernel | None]:
+    """Return the kernels that find registers clean, by their places, in the order in which the graph has its nodes."""
+    places = {node: place for place, kernel in enumerate(found) if kernel is not None for node in kernel.nodes}
+    ops = {node.name: node.op for node in graph.nodes}
+    clean, seen, changed = False, set[int](), dict[int, Kernel | None]()
+    for node in graph.nodes:
+        place = places.get(node.name, -1)
+        kernel = found[place] if place >= 0 else None
+        if kernel is None or place in seen:
+            continue
+        seen.add(place)
+        if clean and kernel.kind in _PLAIN:
+            changed[place] = msgspec.structs.replace(kernel, kind=kernel.kind + CLEAN)
+        clean = _leaves_clean(kernel, {ops[name] for name in kernel.nodes}, before=clean)
+    return changed
+
+
+def _leaves_clean(kernel: Kernel, ops: Collection[str], *, before: bool) -> bool:
+    if not _WRITTEN_OUT.isdisjoint(ops):
+        return False
+    kind = kernel.kind.partition("/")[0]
+    if kind in _TIDY or kind == ALONG_ROWS:
+        return True
+    if kernel.number("macs") == 0.0 or _STRIDED in kernel.kind:
+        return before
+    return kernel.convolves_images and "depthwise" in kernel.kind
 
 
 def _exponent(graph: Graph, node: Node) -> tuple[Scalar, ...]:
@@ -61,9 +159,20 @@ def _changed(kernel: Kernel, channels_first: bool, powers: set[str]) -> Kernel |
     if kernel.kind == "LayerNormalization" and channels_first:
         turned = kernel.with_numbers(products=kernel.number("last_dim") * _images(kernel))
         return msgspec.structs.replace(turned, kind="LayerNormalization/turned")
-    kind = ALONG_ROWS if _goes_along_rows(kernel) else kernel.kind
+    kind = ALONG_ROWS if _goes_along_rows(kernel) else _own_kind(kernel)
     kind += BATCHED if _goes_by_channel(kernel) and _images(kernel) > 1 else ""
     return msgspec.structs.replace(kernel, kind=kind) if kind != kernel.kind else None
+
+
+def _own_kind(kernel: Kernel) -> str:
+    """Return the kind without what only onnxruntime minds: whether channels fill its blocks."""
+    if not kernel.convolves_images:
+        return kernel.kind.removeprefix(DOMAIN)
+    group, channels, height, width = (
+        int(kernel.number(name)) for name in ("group", "channels_in", "kernel_h", "kernel_w")
+    )
+    form = convolution_form(group, channels, (height, width))
+    return f"Conv {form}" + ("/strided" if form in _STRIDED_FORMS and kernel.number("stride") > 1 else "")
 
 
 def _images(kernel: Kernel) -> int:
@@ -72,7 +181,11 @@ def _images(kernel: Kernel) -> int:
 
 
 def _goes_by_channel(kernel: Kernel) -> bool:
-    known = kernel.kind in _BY_CHANNEL and bool(kernel.outputs) and len(kernel.outputs[0]) == _IMAGE_DIMS
+    known = (
+        kernel.kind.removeprefix(DOMAIN) in _BY_CHANNEL
+        and bool(kernel.outputs)
+        and len(kernel.outputs[0]) == _IMAGE_DIMS
+    )
     return known or kernel.convolves_images
 
 

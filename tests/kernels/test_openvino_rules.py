@@ -1,6 +1,8 @@
 """What OpenVINO does otherwise than onnxruntime, whose rules it shares."""
 
+from math import isfinite
 from pathlib import Path
+from statistics import median
 
 import msgspec
 from onnx import TensorProto, helper, save
@@ -8,6 +10,8 @@ from onnx import TensorProto, helper, save
 from latmod.dataset import DatasetFolder
 from latmod.graph import read_graph
 from latmod.kernels import kernels
+from latmod.labels import labelled_models
+from latmod.table import corrections
 
 DATASETS = Path(__file__).parents[2] / "datasets"
 GRAPHS = DATASETS / "kernels" / "graphs"
@@ -114,3 +118,43 @@ def test_a_scale_of_one_number_is_no_scale_of_columns(tmp_path: Path) -> None:
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "scales.onnx")
     found = kernels(read_graph(tmp_path / "scales.onnx"), "openvino")
     assert [one.op for one in found] == ["ReduceMax", "Mul"]
+
+
+def test_a_map_that_is_returned_comes_out_of_its_blocks() -> None:
+    folder = DATASETS / "kernels-engines-zen5" / "graphs"
+    graph = read_graph(folder / "detector-72340-w17-d5-s416.onnx")
+    moved = [kernel for kernel in kernels(graph, "openvino", isa=("avx512f",)) if not kernel.nodes]
+    assert [(kernel.op, kernel.values, kernel.number("channels_out")) for kernel in moved] == [
+        ("Reorder", ("output",), 21.0)
+    ]
+    assert moved[0].number("bytes_out") == 4.0 * 21 * 416 * 416
+    rows = read_graph(GRAPHS / "resnet-basic-6.2.12.6-w25-side128.onnx")
+    assert all(kernel.nodes for kernel in kernels(rows, "openvino", isa=("avx512f",)))
+
+
+def test_channels_that_are_whole_pages_apart_take_long_to_bring_out() -> None:
+    """As OpenVINO told: what has no name and comes last."""
+    element_ns: dict[str, list[float]] = {"Reorder": [], "Reorder/at one place": []}
+    folder = DatasetFolder(DATASETS / "kernels-more-zen5")
+    for one in folder.read_kernels():
+        if one.runtime == "openvino" and one.status == "ok" and not any(one.kernels[-1].nodes):
+            for kernel in kernels(read_graph(folder.graph_path(one.model)), "openvino", isa=("avx512f",)):
+                if kernel.op == "Reorder":
+                    element_ns[kernel.kind].append(one.kernels[-1].ns / kernel.number("numel_out"))
+    assert min(map(len, element_ns.values())) >= 3
+    assert max(element_ns["Reorder"]) < 1.5 < 2.5 < min(element_ns["Reorder/at one place"])
+
+
+def test_norms_of_turned_images_take_longer_where_channels_are_whole_pages_apart() -> None:
+    """As OpenVINO told, but where the image is small: 2 to 6 ns an element for 0.6, and 0.5 of rows."""
+    element_ns: dict[str, list[float]] = {}
+    folder = DatasetFolder(DATASETS / "kernels-engines-zen5")
+    names = [one.model for one in folder.read_card().models if one.model.startswith(("largekernel", "hybrid"))]
+    for one in labelled_models(folder, ["openvino"], corrections(folder), names)["openvino"]:
+        for kernel, told_ns in zip(one.kernels, one.kernel_ns, strict=True):
+            if "LayerNormalization/" in kernel.kind and kernel.number("numel_out") > 2e4 and isfinite(told_ns):
+                kind = kernel.kind.removeprefix("LayerNormalization/")
+                element_ns.setdefault(kind, []).append(told_ns / kernel.number("numel_out"))
+    middle = {kind: median(own) for kind, own in element_ns.items()}
+    assert middle["rows turned"] < middle["turned"] < 0.5 * middle["turned/at one place"]
+    assert min(map(len, element_ns.values())) >= 15
