@@ -222,16 +222,15 @@ def _convolution(
     if group == 1:
         padded_in, padded_out = (-(-value // _BLOCK) * _BLOCK for value in (source[1], out[1]))
         numbers["padded_macs"] = numbers["macs"] * (padded_in * padded_out) / max(1, source[1] * out[1])
-    form = convolution_form(group, source[1], kernel)
     if node.attributes.get("unfolded"):
         # One algorithm for all: the groups one after another, each a product, of the input as it is or unfolded.
         return f"{_plain(node.op)} {'in place' if set(kernel) == {1} and numbers['stride'] == 1 else 'unfolded'}"
     if node.attributes.get("single_blocks"):
         return f"{_plain(node.op)} single blocks"
-    if node.attributes.get("plain_input"):
+    plain = bool(node.attributes.get("plain_input"))
+    form = convolution_form(group, source[1], kernel, 1.0 if plain else numbers["stride"])
+    if plain:
         form += "/plain input"
-    if form in ("1x1", "3x3", "depthwise") and numbers["stride"] > 1:
-        form += "/strided"
     if node.attributes.get("channels_last"):
         form += "/channels last"
     if node.attributes.get("along_time"):

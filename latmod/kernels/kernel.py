@@ -34,6 +34,7 @@ ACTIVATION_STEPS = {
     "Relu": 1.0, "Clip": 2.0, "LeakyRelu": 2.0, "HardSigmoid": 3.0, "HardSwish": 4.0, "Sigmoid": 4.0, "Tanh": 4.0,
 }  # fmt: skip
 ACTIVATIONS = frozenset(ACTIVATION_STEPS)
+_STRIDED_FORMS = ("1x1", "3x3", "depthwise")
 _ELEMENT_WISE = ("bytes_in", "bytes_out", "bytes_weights", "numel_out", "rank", "operands", "outputs", "last_dim")
 
 
@@ -84,9 +85,11 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(copy, op=op, kind=op)
 
 
-def convolution_form(group: int, channels: int, kernel: Sequence[int]) -> str:
+def convolution_form(group: int, channels: int, kernel: Sequence[int], stride: float) -> str:
     """Name what convolutions are priced apart by, whatever way an engine makes them."""
-    if group > 1:
-        return "depthwise" if group == channels else "grouped"
     sizes = set(kernel)
-    return "1x1" if sizes == {1} else "3x3" if sizes == {3} else "other"
+    if group > 1:
+        form = "depthwise" if group == channels else "grouped"
+    else:
+        form = "1x1" if sizes == {1} else "3x3" if sizes == {3} else "other"
+    return f"{form}/strided" if stride > 1 and form in _STRIDED_FORMS else form

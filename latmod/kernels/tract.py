@@ -29,7 +29,6 @@ _TIDY = frozenset({"Exp", "GroupNormalization", "LayerNormalization", "Simplifie
 _BY_CHANNEL = frozenset({"BatchNormalization", "Upsample", "Resize"})
 _SUMMING = frozenset({"Conv", "Gemm", "MatMul"})
 _MATRICES = ("Gemm weights", "MatMul weights")
-_STRIDED_FORMS = ("1x1", "3x3", "depthwise")
 
 ALONG_ROWS = "Conv along rows"
 BATCHED = "/batch"
@@ -171,8 +170,7 @@ def _own_kind(kernel: Kernel) -> str:
     group, channels, height, width = (
         int(kernel.number(name)) for name in ("group", "channels_in", "kernel_h", "kernel_w")
     )
-    form = convolution_form(group, channels, (height, width))
-    return f"Conv {form}" + ("/strided" if form in _STRIDED_FORMS and kernel.number("stride") > 1 else "")
+    return f"Conv {convolution_form(group, channels, (height, width), kernel.number('stride'))}"
 
 
 def _images(kernel: Kernel) -> int:
