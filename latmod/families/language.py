@@ -13,7 +13,9 @@ from latmod.families.generated import GeneratedSpec
 from latmod.families.tokens import Bias, Embedding, Mask, Rotation, Turns
 
 _HEAD_MACS = 1_500_000_000
-"""More than this no head over a vocabulary takes."""
+"""More than this no head over a vocabulary takes, unless a spec says how many words there are."""
+_CLASSES = 1_000
+"""Of more classes than these, each is a word; of texts there are no more."""
 
 
 def tanh_gelu(x: Tensor) -> Tensor:
@@ -289,7 +291,9 @@ def network(spec: GeneratedSpec) -> nn.Module:
     form = _form(draw, spec, rotary=positions == "rotary")
     end = draw.pick(("first", "mean", "tokens", "words", "tied"), (0.25, 0.15, 0.15, 0.25, 0.2))
     vocabulary = int(draw.between(1_000, 50_000))
-    if end in ("words", "tied"):
+    if spec.classes > _CLASSES:
+        vocabulary = spec.classes
+    elif end in ("words", "tied"):
         vocabulary = max(1_000, min(vocabulary, _HEAD_MACS // (spec.side * form.channels)))
     narrow = form.channels // 2 if draw.chance(0.2) else form.channels
     embedding = Embedding(draw, vocabulary, narrow, form.channels, spec.side, places=positions == "learnt")
@@ -305,5 +309,5 @@ def network(spec: GeneratedSpec) -> nn.Module:
     shared = draw.chance(0.1)
     blocks = [Block(form)] * spec.depth if shared else [Block(form) for _ in range(spec.depth)]
     norm = nn.Identity() if form.order == "post" else form.norm(form.channels)
-    head = _head(draw, end, form.channels, narrow, vocabulary, spec.classes)
+    head = _head(draw, end, form.channels, narrow, vocabulary, min(spec.classes, _CLASSES))
     return LanguageModel(embedding, mask, rotation, blocks, norm, head, end)
