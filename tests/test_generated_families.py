@@ -121,6 +121,18 @@ def test_slim_networks_classify_images_or_each_pixel() -> None:
     assert shapes == {2, 4}
 
 
+def test_of_more_than_a_thousand_classes_each_is_a_word() -> None:
+    """What else a network has does not hang on that; texts are told apart into a thousand classes at most."""
+    outputs = set()
+    for variant in range(24):
+        spec = GeneratedSpec(variant=variant, width=64, depth=1, side=16, classes=20_000)
+        with torch.device("meta"):
+            module = FAMILIES["language"].build(spec).eval()
+            outputs.add(tuple(module(torch.zeros((1, 16), dtype=torch.int64)).shape))
+        assert module.embedding.words.weight.shape[0] == 20_000
+    assert outputs == {(1, 1000), (1, 16, 1000), (1, 16, 20_000)}
+
+
 def test_detectors_refuse_sides_that_cannot_be_halved() -> None:
     with pytest.raises(SpecError, match="side = 65"):
         FAMILIES["detector"].build(GeneratedSpec(variant=0, width=8, depth=5, side=65))
@@ -211,7 +223,9 @@ def test_the_specs_of_another_family_are_refused() -> None:
 
 
 def test_the_space_of_every_family_draws() -> None:
-    spaces = sorted(path for folder in ("kernels", "rare", "slim") for path in bundled_spaces()[folder].glob("*.toml"))
+    spaces = sorted(
+        path for folder in ("big", "kernels", "rare", "slim") for path in bundled_spaces()[folder].glob("*.toml")
+    )
     assert {load_space(path, FAMILIES).family for path in spaces} == {*GENERATED, "resnet"}
     names = [name for path in spaces for name, _ in draw(load_space(path, FAMILIES), FAMILIES)]
     assert len(set(names)) == len(names) >= 300

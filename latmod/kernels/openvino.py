@@ -16,6 +16,7 @@ _WEIGHTED = ("Gemm weights", "MatMul weights")
 _RETURNED, _AT_ONE_PLACE = "Reorder", "/at one place"
 _IMAGE_DIMS = 4
 _FLOAT_BYTES, _PAGE_BYTES, _CROWDING = 4, 4096, range(17, 65)
+_MOST_PIXELS, _MOST_CACHED_BYTES, _FEW_CHANNELS, _VECTOR_PIXELS = 4096, 2**19, 64, 16
 _CHAINED = frozenset({"Add", "BatchNormalization", "Div", "Mul", "Pow", "Sub", "Sum"})
 _ENDING = frozenset({"Elu", "LeakyRelu", "Relu"})
 """Kinds that OpenVINO compiles into one piece with what goes before, the second ones as its end.
@@ -33,9 +34,10 @@ def changed_in_openvino(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kern
     (kernels-engines-zen4-avx2: 17 ns for 1.5). A reshape that takes channels apart, a transpose and the reshape back
     are one shuffle of channels, told by the name of the last. A layer norm of an image that a transpose
     turned takes two to four times as long as others, by element (kernels-engines-zen4: 0.8 to 2 ns for 0.2 to 0.5), and
-    as long again where its channels are whole pages apart (kernels-engines-zen5: 2 to 6.3 ns for 0.6, EdgeNeXt 6.1 to
-    6.4), but not of rows (0.3 to 0.6, with whole pages too). Element-wise work on what element-wise work gives is one
-    piece with it.
+    as long again where its channels are whole pages apart, or 64, 128, 256 of them in maps of over half a megabyte
+    (kernels-engines-zen5, kernels-more-zen5: 2 to 7.5 ns for 0.6, EdgeNeXt 6.1 to 6.4), but of no more than 64 x 64
+    pixels (0.4 to 0.9 from there on), and not of rows (0.3 to 0.6, with whole pages too). Element-wise work on what
+    element-wise work gives is one piece with it.
 
     What onnxruntime puts in is gone (latmod.kernels), but where it brings a map that the network returns out of blocks
     of channels: 0.2 to 0.9 ns an element, and 3 to 6 where the same pixels of more than 16 channels are whole pages
@@ -71,8 +73,11 @@ def _turned(graph: Graph, name: str) -> str:
     shape = graph.tensors[name].shape if name in graph.tensors else ()
     if len(shape) != _IMAGE_DIMS:
         return "LayerNormalization/rows turned"
-    crowded = _FLOAT_BYTES * prod(shape[1:-1]) % _PAGE_BYTES == 0
-    return "LayerNormalization/turned" + (_AT_ONE_PLACE if crowded else "")
+    pixels, channels = prod(shape[1:-1]), shape[-1]
+    written = channels >= _FEW_CHANNELS and channels & (channels - 1) == 0 and pixels % _VECTOR_PIXELS == 0
+    large = _FLOAT_BYTES * pixels * channels > _MOST_CACHED_BYTES
+    crowded = _FLOAT_BYTES * pixels % _PAGE_BYTES == 0 or (written and large)
+    return "LayerNormalization/turned" + (_AT_ONE_PLACE if crowded and pixels <= _MOST_PIXELS else "")
 
 
 def _returned(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel | None]:

@@ -27,12 +27,18 @@ _ROW, _FEW_FILTERS, _FEW_FILTERS_ROW = 28, 96, 147
 # of 16 and of fewer elements. What it refuses is unfolded, and takes ten times as long.
 _PIXELS, _FEWER_PIXELS = 6, 4
 
+# Maps of 1, 4 and 16 KB for each channel, enlarged by interpolation: an element takes 3.0 ns for 1.6 in maps of other
+# sizes, larger ones too (medians, kernels-zen5: 21 and 120 of more than 40 channels; kernels-spr: 4.4 for 3.5). What
+# lies at one place of the cache pushes each other out.
+_CROWDED = frozenset({256, 1024, 4096})
+
 
 def run_eagerly(graph: Graph, *, threads: int, block: int) -> Rewriter:
     """Return the operator calls; `block` is how many elements a vector of the machine holds.
 
     Convolutions are renamed after the library that runs them and marked by the algorithm that it chooses, reshapes of
-    memory in another order are renamed, as they have to copy it, and whoever else minds that order is marked.
+    memory in another order are renamed, as they have to copy it, and whoever else minds that order is marked, as are
+    maps whose channels lie at one place of the cache.
     """
     work = Rewriter(graph)
     restore_gelu(work, "Gelu")
@@ -41,6 +47,8 @@ def run_eagerly(graph: Graph, *, threads: int, block: int) -> Rewriter:
     for step in work.live():
         if step.op == "Conv":
             _choose(work, layouts, step, threads, block)
+        elif step.op in ("Resize", "Upsample") and prod(work.shape(step.out)[2:]) in _CROWDED:
+            step.attributes["at_one_place"] = 1
         if layouts.copies(step):
             step.op = "CopyingReshape"
         elif layouts.is_minded(step):

@@ -24,12 +24,18 @@ SLOWER = 1.5
 HERE, OTHER = "here", "another"
 
 
-def measured(factor: float, kinds: tuple[str, ...], count: int = 60, seed: int = 0) -> list[LabelledModel]:
+def measured(
+    factor: float, kinds: tuple[str, ...], count: int = 60, seed: int = 0, size: float = 1.0
+) -> list[LabelledModel]:
     random = np.random.default_rng(seed)
     found = []
     for number in range(count):
         own = [
-            kernel(kind, float(10 ** random.uniform(6, 8)) if kind == "Conv 3x3" else 0.0, 10 ** random.uniform(4, 7))
+            kernel(
+                kind,
+                size * float(10 ** random.uniform(6, 8)) if kind == "Conv 3x3" else 0.0,
+                size * 10 ** random.uniform(4, 7),
+            )
             for kind in kinds
             for _ in range(random.integers(2, 6))
         ]
@@ -131,6 +137,33 @@ def test_what_has_no_vectors_is_lent_to_every_machine(form: str) -> None:
 def test_nothing_is_borrowed_of_what_is_known() -> None:
     own = measured(1.0, tuple(PRICES))
     assert lent_to(own, [Lender(machine=OTHER, models=tuple(measured(SLOWER, tuple(PRICES), seed=1)))]) == []
+
+
+def test_what_is_much_larger_than_any_of_its_kind_is_borrowed() -> None:
+    own = measured(1.0, tuple(PRICES))
+    other = measured(SLOWER, tuple(PRICES), seed=1) + measured(SLOWER, tuple(PRICES), count=9, seed=2, size=30.0)
+    lent = lent_to(own, [Lender(machine=OTHER, models=tuple(other)), Lender(machine="a third", models=tuple(other))])
+    for kind in PRICES:
+        ours = [one for model in own for one in model.kernels if one.kind == kind]
+        macs, nbytes = (2.0 * max(one.number(name) for one in ours) for name in ("macs", "bytes_in"))
+        theirs = [one for model in other for one in model.kernels if one.kind == kind]
+        found = stated(lent, kind)
+        assert [one for one, _ in found] == [
+            one for one in theirs if one.number("macs") > macs or one.number("bytes_in") > nbytes
+        ]
+        assert [ratio for _, ratio in found] == pytest.approx([1.0] * len(found), rel=0.05)
+        assert found
+    assert len(told_kernels(lent)) == len({*told_kernels(lent)})
+
+
+def test_of_another_rank_nothing_is_larger_than_what_is_known() -> None:
+    own, other = measured(1.0, ("MaxPool",)), measured(SLOWER, ("MaxPool",), size=30.0)
+    volumes = [
+        msgspec.structs.replace(model, kernels=tuple(one.with_numbers(rank=5.0) for one in model.kernels))
+        for model in other
+    ]
+    assert lent_to(own, [Lender(machine=OTHER, models=tuple(other))])
+    assert lent_to(own, [Lender(machine=OTHER, models=tuple(volumes))]) == []
 
 
 def test_each_lender_lends_what_none_before_it_had() -> None:

@@ -158,3 +158,17 @@ def test_norms_of_turned_images_take_longer_where_channels_are_whole_pages_apart
     middle = {kind: median(own) for kind, own in element_ns.items()}
     assert middle["rows turned"] < middle["turned"] < 0.5 * middle["turned/at one place"]
     assert min(map(len, element_ns.values())) >= 15
+
+
+def test_few_images_of_64_128_or_256_channels_are_turned_slowly() -> None:
+    """Where windows are cut from them, OpenVINO told of 6 to 8 ns an element, or of less than 2.5."""
+    folder = DatasetFolder(DATASETS / "kernels-engines-zen5")
+    names = [one.model for one in folder.read_card().models if one.model.startswith("windowed")]
+    channels = set()
+    for one in labelled_models(folder, ["openvino"], corrections(folder), names)["openvino"]:
+        for kernel, told_ns in zip(one.kernels, one.kernel_ns, strict=True):
+            if kernel.kind.startswith("LayerNormalization/turned") and isfinite(told_ns):
+                slow = told_ns / kernel.number("numel_out") > 4.0
+                assert slow == kernel.kind.endswith("/at one place"), (one.model, kernel)
+                channels |= {kernel.outputs[0][-1]} if slow else set()
+    assert {64, 128} < channels

@@ -1,5 +1,6 @@
 """Torch's choice between its own convolution and oneDNN, against the operators that its profiler names."""
 
+from math import isfinite
 from pathlib import Path
 from statistics import median
 
@@ -10,6 +11,8 @@ from latmod.graph import read_graph
 from latmod.kernels import kernels
 from latmod.kernels.rewriting import Step
 from latmod.kernels.torch import runs_single_blocks
+from latmod.labels import labelled_models
+from latmod.table import corrections
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
@@ -172,3 +175,18 @@ def test_what_follows_an_unknown_operator_has_kernels_too(rules: str, tmp_path) 
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("my", 1)]), path)
     found = kernels(read_graph(path), rules, isa=("avx2",))
     assert {name for kernel in found for name in kernel.values} >= {*"uabcdygsl", "told", "scaled"}
+
+
+def test_maps_at_one_place_of_the_cache_take_longer_to_enlarge() -> None:
+    """As torch told: 3 ns an element where a channel has 1, 4 or 16 KB, 1.6 where it has less or more."""
+    element_ns: dict[str, list[float]] = {}
+    folder = DatasetFolder(DATASETS / "kernels-zen5")
+    names = [one.model for one in folder.read_card().models if one.model.startswith(("recent", "varied", "detector"))]
+    for one in labelled_models(folder, ["torch"], corrections(folder), names)["torch"]:
+        for kernel, told_ns in zip(one.kernels, one.kernel_ns, strict=True):
+            if kernel.kind.startswith("Resize/linear") and kernel.outputs[0][1] > 40 and isfinite(told_ns):
+                element_ns.setdefault(kernel.kind, []).append(told_ns / kernel.number("numel_out"))
+    crowded, others = (element_ns[f"Resize/linear{form}"] for form in ("/at one place", ""))
+    assert len(crowded) >= 15
+    assert median(crowded) > 1.5 * median(others)
+    assert sorted(crowded)[len(crowded) // 10] > median(others)
