@@ -8,7 +8,7 @@ import msgspec
 from latmod.cost import FORMULAS, PARTIAL_READS, VIEWS, Operands
 from latmod.errors import GraphError
 from latmod.graph import FLOATS, Attribute, Node, Tensor, canonical_op
-from latmod.kernels.kernel import ACTIVATION_STEPS, FIELDS, RECURRENT, Kernel, convolution_form
+from latmod.kernels.kernel import ACTIVATION_STEPS, AT_ONE_PLACE, FIELDS, RECURRENT, Kernel, convolution_form
 from latmod.kernels.nchwc import DOMAIN
 from latmod.kernels.rewriting import Rewriter, Step
 from latmod.kernels.transposes import order_of_dims
@@ -148,7 +148,7 @@ def _describe(form: _Form) -> _Described:
         kind = "Clip/one bound"
     elif node.op.rpartition("::")[2] in _RESIZING and (mode := str(node.attributes.get("mode", _PLAIN))) != _PLAIN:
         # By element, interpolating takes 6 and 130 ns in onnxruntime, cubically the latter, and choosing 0.3 ns.
-        kind = f"{kind}/{mode}" + ("/at one place" if node.attributes.get("at_one_place") else "")
+        kind = f"{kind}/{mode}" + (AT_ONE_PLACE if node.attributes.get("at_one_place") else "")
     elif node.op in _ROWWISE:
         numbers["inner"] = numbers["last_dim"]
         axis = node.integer("axis", -1) % len(shape) if shape else 0

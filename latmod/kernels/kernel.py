@@ -34,6 +34,8 @@ ACTIVATION_STEPS = {
     "Relu": 1.0, "Clip": 2.0, "LeakyRelu": 2.0, "HardSigmoid": 3.0, "HardSwish": 4.0, "Sigmoid": 4.0, "Tanh": 4.0,
 }  # fmt: skip
 ACTIVATIONS = frozenset(ACTIVATION_STEPS)
+AT_ONE_PLACE = "/at one place"
+"""Ends kinds of kernels whose channels push each other out of the cache: a power of two, or whole pages, apart."""
 _STRIDED_FORMS = ("1x1", "3x3", "depthwise")
 _ELEMENT_WISE = ("bytes_in", "bytes_out", "bytes_weights", "numel_out", "rank", "operands", "outputs", "last_dim")
 

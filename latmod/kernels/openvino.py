@@ -6,14 +6,14 @@ from math import prod
 import msgspec
 
 from latmod.graph import Graph, Node
-from latmod.kernels.kernel import Kernel
+from latmod.kernels.kernel import AT_ONE_PLACE, Kernel
 
 # oneDNN's jit_uni_lrn: windows of five channels, vectors of eight; anything else element by element, with a power each.
 _WINDOW, _VECTOR = 5, 8
 _POWER_STEPS = 10.0
 _SHUFFLING = (0, 2, 1, 3, 4)
 _WEIGHTED = ("Gemm weights", "MatMul weights")
-_RETURNED, _AT_ONE_PLACE = "Reorder", "/at one place"
+_RETURNED = "Reorder"
 _IMAGE_DIMS = 4
 _FLOAT_BYTES, _PAGE_BYTES, _CROWDING = 4, 4096, range(17, 65)
 _MOST_PIXELS, _MOST_CACHED_BYTES, _FEW_CHANNELS, _VECTOR_PIXELS = 4096, 2**19, 64, 16
@@ -77,7 +77,7 @@ def _turned(graph: Graph, name: str) -> str:
     written = channels >= _FEW_CHANNELS and channels & (channels - 1) == 0 and pixels % _VECTOR_PIXELS == 0
     large = _FLOAT_BYTES * pixels * channels > _MOST_CACHED_BYTES
     crowded = _FLOAT_BYTES * pixels % _PAGE_BYTES == 0 or (written and large)
-    return "LayerNormalization/turned" + (_AT_ONE_PLACE if crowded and pixels <= _MOST_PIXELS else "")
+    return "LayerNormalization/turned" + (AT_ONE_PLACE if crowded and pixels <= _MOST_PIXELS else "")
 
 
 def _returned(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel | None]:
@@ -89,7 +89,7 @@ def _returned(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel | None]
         if shapes and not kernel.nodes:
             channels, pixels = shapes[0][1], prod(shapes[0][2:])
             apart = _FLOAT_BYTES * pixels % _PAGE_BYTES or channels not in _CROWDING
-            kind = _RETURNED if apart else _RETURNED + _AT_ONE_PLACE
+            kind = _RETURNED if apart else _RETURNED + AT_ONE_PLACE
             named = kernel.with_numbers(channels_out=float(channels))
             changed[place] = msgspec.structs.replace(named, op=_RETURNED, kind=kind, label=kernel.values[0])
     return changed
