@@ -126,6 +126,10 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """What the burst took with everything around it, as the sweep saw it."""
 
 
+LOOP = "loop "
+"""Begins the operator of a kernel that a compiler wrote for several operators of a file; what it calls them follows."""
+
+
 class KernelTime(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Hold what one kernel took: the operator as the engine names it, shapes, and the value that it writes, if known.
 

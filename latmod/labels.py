@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latmod.additive import PRIOR
-from latmod.dataset import DatasetFolder, KernelMeasurement, KernelTime
+from latmod.compiled import compiled
+from latmod.dataset import LOOP, DatasetFolder, KernelMeasurement, KernelTime
 from latmod.drift import Correction, state_of
 from latmod.graph import read_graph
 from latmod.kernels import Kernel, kernels
@@ -135,8 +136,9 @@ def join(
     """Return each kernel's time (nan where none matches), all that was told, and what of it matched nothing.
 
     A kernel matches by the nodes whose work it does or by the value that it writes, where the engine names these, or by
-    its operator and shapes; kernels alike in these share their mean. Over bursts the mean is taken. `writers` names the
-    node that writes a value, `readers` those that read it.
+    its operator and shapes; kernels alike in these share their mean. Where a compiler told of loops, they match as
+    `latmod.compiled` says. Over bursts the mean is taken. `writers` names the node that writes a value, `readers` those
+    that read it.
     """
     nothing = float("nan")
     if not bursts:
@@ -144,7 +146,9 @@ def join(
     columns, totals, unmatched = [], [], []
     pieces: tuple[tuple[int, ...], ...] = ()
     for burst in bursts:
-        if any(time.nodes for time in burst):
+        if any(time.op.startswith(LOOP) for time in burst):
+            labels, pieces = compiled(expected, burst)
+        elif any(time.nodes for time in burst):
             labels, pieces = _by_node(expected, burst, writers or {}, readers or {})
         else:
             labels = _by_value(expected, burst) or _by_shape(expected, burst)

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnx2torch")
 from agreement import assert_the_runtimes_agree  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
 
 from latmod.export import export_model  # noqa: E402
 from latmod.graph import read_graph, read_inputs, strip_weights  # noqa: E402
@@ -194,6 +195,27 @@ def test_shapes_become_numbers_that_a_compiler_can_read(tmp_path: Path) -> None:
     export_model(Shapely(), (2, 4, 4, 4), path)
     module = convert_graph(path, weight_seed=0)
     spelled = {"OnnxReshape", "OnnxSlice", "OnnxExpand", "OnnxSplit13", "OnnxPadDynamic", "OnnxGather"}
+    assert spelled <= set(parts(module))
+    x = torch.from_numpy(random_inputs(read_inputs(path), 1, seed=0)[0]["input"])
+    before = module(x)
+    literal_shapes(module, [x])
+    assert not spelled & set(parts(module))
+    torch.testing.assert_close(module(x), before, rtol=0, atol=0)
+
+
+class Enlarging(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        twice, other = functional.interpolate(x, scale_factor=2.0), functional.interpolate(x, (7, 5), mode="bilinear")
+        rows = [twice.mean(dim=(2, 3)) / 3.0, other.mean(dim=(2, 3)) * 0.5, x.mean(dim=(2, 3)) - 1.0]
+        return torch.cat([*rows, x.reshape(1, 48) * 2.0], dim=1)
+
+
+def test_sizes_and_scales_become_numbers_too(tmp_path: Path) -> None:
+    """Without, inductor refuses to resize, and attention whose scale is a tensor."""
+    path = tmp_path / "enlarging.onnx"
+    export_model(Enlarging(), (1, 3, 4, 4), path)
+    module = convert_graph(path, weight_seed=0)
+    spelled = {"OnnxResize", "OnnxBinaryMathOperation"}
     assert spelled <= set(parts(module))
     x = torch.from_numpy(random_inputs(read_inputs(path), 1, seed=0)[0]["input"])
     before = module(x)

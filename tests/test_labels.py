@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from latmod.dataset import KernelTime
+from latmod.dataset import LOOP, KernelTime
 from latmod.kernels import FIELDS, Kernel
 from latmod.kernels.columns import column_matrix
 from latmod.labels import LabelledModel, Told, join, stacked
@@ -141,6 +141,34 @@ def test_what_is_told_last_without_a_name_brings_the_result_out_of_its_blocks() 
     assert found.kernel_ns[0] == 5.0
     assert all(math.isnan(ns) for ns in found.kernel_ns[1:])
     assert found.unmatched_ns == 40.0
+
+
+def test_products_are_told_by_their_elements_and_loops_of_all_else() -> None:
+    """As an engine sees them that flattens rows, packs weights, and names no value."""
+    work = tuple(1e6 * (field == "macs") for field in FIELDS)
+    shapes = ((2, 3, 5), (5, 7)), ((2, 3, 7),)
+    product = msgspec.structs.replace(kernel("Gemm"), numbers=work, inputs=shapes[0], outputs=shapes[1])
+    expected = [product, kernel("Relu"), product, kernel("Softmax"), kernel("Mul")]
+    times = [
+        KernelTime(op="mm", inputs=((6, 5), (7, 5)), outputs=((6, 7),), value="", count=1, ns=ns) for ns in (10, 20)
+    ]
+    unknown = KernelTime(op="mm", inputs=((6, 4), (4, 8)), outputs=((6, 7),), value="", count=1, ns=2)
+    names = {"add_softmax": 8, "mul_relu": 3, "native_layer_norm": 1}
+    loops = [KernelTime(op=LOOP + op, inputs=(), outputs=(), value="", count=1, ns=ns) for op, ns in names.items()]
+    found = join(expected, [[*times, unknown, *loops]])
+    assert (found.kernel_ns[0], found.kernel_ns[2]) == (15.0, 15.0)
+    assert found.pieces == ((1, 3, 4),)
+    assert sum(found.kernel_ns[place] for place in (1, 3, 4)) == pytest.approx(12.0)
+    assert (found.total_ns, found.unmatched_ns) == (44.0, pytest.approx(2.0))
+
+
+def test_what_is_padded_before_a_product_is_the_same_product() -> None:
+    work = tuple(1e6 * (field == "macs") for field in FIELDS)
+    conv = msgspec.structs.replace(kernel("Conv"), numbers=work)
+    wider = KernelTime(op="conv", inputs=((1, 8, 5, 5), (8, 8, 3, 3)), outputs=((1, 8, 4, 4),), value="", count=1, ns=9)
+    pad = KernelTime(op=f"{LOOP}constant_pad_nd", inputs=(), outputs=(), value="", count=1, ns=2)
+    found = join([conv, kernel("Relu")], [[wider, pad]])
+    assert found == Told(kernel_ns=(9.0, 2.0), total_ns=11.0, unmatched_ns=0.0)
 
 
 def test_models_side_by_side_keep_what_is_seen_of_each() -> None:

@@ -14,9 +14,16 @@ from latmod.kernels.ncnn import changed_in_ncnn, refused_by_ncnn
 from latmod.kernels.onnxruntime import GELUS, optimise
 from latmod.kernels.openvino import changed_in_openvino
 from latmod.kernels.torch import run_eagerly
+from latmod.kernels.torch_compile import changed_in_torch_compile
 from latmod.kernels.tract import changed_in_tract
 
-_CHANGES = {"mnn": changed_in_mnn, "ncnn": changed_in_ncnn, "openvino": changed_in_openvino, "tract": changed_in_tract}
+_CHANGES = {
+    "mnn": changed_in_mnn,
+    "ncnn": changed_in_ncnn,
+    "openvino": changed_in_openvino,
+    "torch-compile": changed_in_torch_compile,
+    "tract": changed_in_tract,
+}
 """What differs in runtimes whose rules nearly are onnxruntime's.
 
 None of them has anything of what onnxruntime puts in: layouts of its blocks, reshapes around products. Of 4,500 such
@@ -24,7 +31,10 @@ kernels OpenVINO, MNN and tract told nothing at all, and they were priced at 1 t
 (kernels-engines-zen4); nor did ncnn of 2,100 layouts (kernels-zen3).
 """
 
-_FORGOING = frozenset({"mnn", "openvino", "tract"})
+_UNBLOCKED = frozenset({"torch-compile"})
+"""What is as onnxruntime where that has no blocks of channels: their padding is no work to it."""
+
+_FORGOING = frozenset({"mnn", "openvino", "torch-compile", "tract"})
 """What leaves out cuts that take all: of 292 such in kernels-more-zen5 these told of none, ncnn of all."""
 
 _GELUS: Mapping[str, Collection[str]] = {"mnn": ("product",), "openvino": HALVED}
@@ -54,13 +64,14 @@ _TAKEN_IN = ACTIVATIONS | {"Add", "Sum"}
 def kernels(graph: Graph, rules: str, *, isa: Iterable[str] = (), threads: int = 1) -> tuple[Kernel, ...]:
     """Return the kernels of a graph by the rules of a runtime, on a machine with an instruction set, in no order.
 
-    Known are onnxruntime, MNN, ncnn, OpenVINO, tract and torch; by any other name a graph runs node by node, as in
-    torch. Raises GraphError where shapes contradict an operator.
+    Known are onnxruntime, MNN, ncnn, OpenVINO, torch-compile, tract and torch; by any other name a graph runs node by
+    node, as in torch. Raises GraphError where shapes contradict an operator.
     """
-    if nearest_rules(rules) != "onnxruntime":
-        return describe(run_eagerly(graph, threads=threads, block=channel_block(isa)))
-    gelus = _GELUS.get(rules, GELUS)
-    return adjusted(graph, rules, describe(optimise(graph, block=channel_block(isa), gelus=gelus)))
+    block = channel_block(isa)
+    if rules != "onnxruntime" and rules not in _CHANGES:
+        return describe(run_eagerly(graph, threads=threads, block=block))
+    found = optimise(graph, block=1 if rules in _UNBLOCKED else block, gelus=_GELUS.get(rules, GELUS))
+    return adjusted(graph, rules, describe(found))
 
 
 def adjusted(graph: Graph, rules: str, found: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
@@ -106,7 +117,7 @@ def nearest_rules(rules: str, graph: Graph | None = None) -> str:
     """Return the rules that some rules differ from, for a graph, in a few kernels only; else the same."""
     if graph is not None and rules in _GELUS and any(node.op == "Erf" for node in graph.nodes):
         return rules
-    return "onnxruntime" if rules in _CHANGES else rules
+    return "onnxruntime" if rules in _CHANGES and rules not in _UNBLOCKED else rules
 
 
 def channel_block(isa: Iterable[str]) -> int:

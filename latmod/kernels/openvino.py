@@ -1,11 +1,12 @@
 """What OpenVINO makes of a graph, as far as it differs from onnxruntime."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from math import prod
 
 import msgspec
 
 from latmod.graph import Graph, Node
+from latmod.kernels.chains import chained
 from latmod.kernels.kernel import AT_ONE_PLACE, Kernel
 
 # oneDNN's jit_uni_lrn: windows of five channels, vectors of eight; anything else element by element, with a power each.
@@ -65,7 +66,7 @@ def changed_in_openvino(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kern
             own = changed.get(product) or found[product]
             changed[product] = msgspec.structs.replace(own, nodes=(*own.nodes, node.name))
             changed[place] = None
-    return changed | _chained(graph, found, places, changed)
+    return changed | chained(graph, found, _CHAINED, _ENDING, changed)
 
 
 def _turned(graph: Graph, name: str) -> str:
@@ -93,43 +94,6 @@ def _returned(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel | None]
             named = kernel.with_numbers(channels_out=float(channels))
             changed[place] = msgspec.structs.replace(named, op=_RETURNED, kind=kind, label=kernel.values[0])
     return changed
-
-
-def _chained(
-    graph: Graph, found: Sequence[Kernel], places: Mapping[str, int], taken: Collection[int]
-) -> dict[int, Kernel | None]:
-    """Return element-wise kernels with all the work that is one piece with them, None for what they do the work of."""
-    results = {tensor.name for tensor in graph.outputs}
-    heads = {
-        place: place
-        for place, kernel in enumerate(found)
-        if kernel.kind in _CHAINED | _ENDING and kernel.outputs and place not in taken
-    }
-    changed: dict[int, Kernel | None] = {}
-    for node in graph.nodes:
-        place = places.get(node.name, -1)
-        for name in node.inputs if heads.get(place) == place else ():
-            source = graph.producer(name)
-            before = places.get(source.name, -1) if source is not None and source.op in _CHAINED else -1
-            alone = graph.consumers(name) == (node,) and name not in results
-            if before in heads and before != place and alone and found[before].outputs == found[place].outputs:
-                head = heads[place] = heads[before]
-                changed[head] = _with_work_of(changed.get(head) or found[head], found[place])
-                changed[place] = None
-                break
-    return changed
-
-
-def _with_work_of(kernel: Kernel, later: Kernel) -> Kernel:
-    """Return a kernel that goes on with what another does to its result, which is not written in between."""
-    besides = max(0.0, later.number("bytes_in") - kernel.number("bytes_out"))
-    grown = kernel.with_numbers(
-        steps=kernel.number("steps") + later.number("steps"),
-        bytes_in=kernel.number("bytes_in") + besides,
-        bytes_weights=kernel.number("bytes_weights") + later.number("bytes_weights"),
-        operands=kernel.number("operands") + later.number("operands") - 1.0,
-    )
-    return msgspec.structs.replace(grown, nodes=(*kernel.nodes, *later.nodes), values=later.values)
 
 
 def _fits_vectors(node: Node, kernel: Kernel) -> bool:

@@ -249,10 +249,11 @@ def _is_scaled(module: "fx.GraphModule", node: "fx.Node", wanted: float) -> bool
     return False
 
 
-def literal_shapes(module: "fx.GraphModule", inputs: "Sequence[torch.Tensor]") -> None:
+def literal_shapes(module: "fx.GraphModule", inputs: "Sequence[torch.Tensor]", *, scales: bool = True) -> None:
     """Put numbers in the place of shapes, axes and positions that onnx2torch's modules read from tensors.
 
-    A compiler cannot look into tensors. The numbers are those that hold for inputs of these shapes.
+    A compiler cannot look into tensors. The numbers are those that hold for inputs of these shapes. `scales` says
+    whether also of what whole tensors are scaled and shifted by.
     """
     import torch
     from torch.fx.passes.shape_prop import ShapeProp
@@ -260,12 +261,13 @@ def literal_shapes(module: "fx.GraphModule", inputs: "Sequence[torch.Tensor]") -
     with torch.no_grad():
         ShapeProp(module).propagate(*inputs)
     for node in list(module.graph.nodes):
-        call = _literal_call(module, node)
+        call = _literal_call(module, node) or (_scaling(module, node) if scales else None)
         if call is None:
             continue
         function, args = call
         with module.graph.inserting_before(node):
             made = module.graph.call_function(function, (node.args[0], *args))
+        made.meta.update(node.meta)
         node.replace_all_uses_with(made)
     _tidy(module)
 
@@ -279,6 +281,8 @@ def _literal_call(module: "fx.GraphModule", node: "fx.Node") -> "tuple[Callable[
         return torch.reshape, (_shape(node),)
     if kind == "OnnxExpand":
         return torch.Tensor.expand, (_shape(node),)
+    if kind in ("OnnxResize", "OnnxResizeV10"):
+        return _interpolation(module, node)
     numbers = [_numbers(module, one) for one in node.args[1:]]
     if not numbers or numbers[0] is None:
         return None
@@ -297,16 +301,51 @@ def _literal_call(module: "fx.GraphModule", node: "fx.Node") -> "tuple[Callable[
     return None
 
 
+def _interpolation(module: "fx.GraphModule", node: "fx.Node") -> "tuple[Callable[..., Any], tuple[Any, ...]] | None":
+    """Return the call that resizes a map to the size that it gets here; None where scales give no whole number."""
+    import torch
+    from onnx2torch.node_converters.resize import _onnx_mode_to_torch_mode
+
+    part: Any = _part(module, node)
+    resize = getattr(part, "_resize", part)
+    source, made = _shape(node.args[0])[2:], _shape(node)[2:]
+    by_size = node.kwargs.get("sizes") is not None
+    if not by_size and any(max(pair) % min(pair) for pair in zip(source, made, strict=True)):
+        return None
+    mode = _onnx_mode_to_torch_mode(resize.onnx_mode, len(made))
+    return torch.nn.functional.interpolate, (made, None, mode, resize.align_corners)
+
+
+def _scaling(module: "fx.GraphModule", node: "fx.Node") -> "tuple[Callable[..., Any], tuple[Any, ...]] | None":
+    """Return the call that combines a tensor of floats with a number, where a part has it as a constant tensor.
+
+    With a tensor for it inductor refuses attention (2.14: `scale` is no float there).
+    """
+    import torch
+
+    if _part_name(module, node) != "OnnxBinaryMathOperation":
+        return None
+    first, second = node.args
+    if getattr(second, "op", "") != "get_attr" or getattr(first, "op", "") == "get_attr":
+        return None
+    value: torch.Tensor = attrgetter(str(second.target))(module)  # type: ignore[union-attr]
+    floats = value.is_floating_point() and first.meta["tensor_meta"].dtype.is_floating_point  # type: ignore[union-attr]
+    if value.numel() != 1 or value.dim() > len(_shape(first)) or not floats:
+        return None
+    function: Any = _function(module, node)
+    return function if function in (torch.add, torch.sub, torch.mul) else torch.div, (float(value),)
+
+
 def _shape(node: Any) -> tuple[int, ...]:
     return tuple(node.meta["tensor_meta"].shape)
 
 
 def _numbers(module: "fx.GraphModule", node: object) -> list[int] | None:
-    """Return what a constant of a graph holds, None for anything else."""
+    """Return what a constant of a graph holds, in whole numbers; None for anything else."""
     if getattr(node, "op", "") != "get_attr":
         return None
     value: torch.Tensor = attrgetter(str(node.target))(module)  # type: ignore[attr-defined]
-    return [int(one) for one in value.flatten().tolist()]
+    return [int(one) for one in value.flatten().tolist()] if bool(value.isfinite().all()) else None
 
 
 def _slices(

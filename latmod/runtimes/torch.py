@@ -46,20 +46,22 @@ class Torch:
         """Build or convert the module; raise UnsupportedModelError naming the operator that has no conversion."""
         import torch
 
-        module, own = load_module(model, settings)
+        module, own = load_module(model, settings.threads, converted=settings.profile)
         return TorchSession(module, inputs, torch.inference_mode, own | {"mode": "eager, inference_mode"})
 
 
-def load_module(model: Model, settings: Settings) -> tuple["torch.nn.Module", dict[str, str | int | bool]]:
+def load_module(
+    model: Model, threads: int, *, converted: bool = False
+) -> tuple["torch.nn.Module", dict[str, str | int | bool]]:
     """Return a model as a module to infer with, and what torch says that it uses.
 
-    It is the family's own module where there is one, else the graph converted; to profile always that, whose parts say
-    which values they write.
+    It is the family's own module where there is one, else the graph converted; where asked for always that, whose parts
+    say which values they write.
     """
     import torch
 
-    native = bool(model.family) and FAMILIES[model.family].native and not settings.profile
-    torch.set_num_threads(settings.threads)
+    native = bool(model.family) and FAMILIES[model.family].native and not converted
+    torch.set_num_threads(threads)
     flushed = torch.set_flush_denormal(True)
     module = _build(model) if native else convert_graph(Path(model.path), model.weight_seed)
     return module.eval().requires_grad_(False), {

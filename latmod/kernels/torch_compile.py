@@ -1,0 +1,53 @@
+"""What inductor makes of a graph, as far as it differs from onnxruntime."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from latmod.graph import Graph
+from latmod.kernels.chains import chained, with_work_of
+from latmod.kernels.kernel import Kernel, convolution_form
+
+_ELEMENT_WISE = frozenset({
+    "Abs", "Add", "BatchNormalization", "Clip", "Div", "Elu", "Erf", "Exp", "HardSigmoid", "HardSwish", "LeakyRelu",
+    "Mul", "Neg", "Pow", "PRelu", "Relu", "Sigmoid", "Softplus", "Sqrt", "Sub", "Sum", "Tanh", "com.microsoft::Gelu",
+    "com.microsoft::QuickGelu",
+})  # fmt: skip
+"""Kinds of which inductor compiles any number that follow one another into one loop."""
+_TAKEN_IN = frozenset({
+    "Clip", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh", "com.microsoft::Gelu",
+    "com.microsoft::QuickGelu",
+})  # fmt: skip
+"""Activations that it lets oneDNN do behind a convolution (torch/_inductor/fx_passes/mkldnn_fusion.py, 2.14)."""
+
+
+def changed_in_torch_compile(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel | None]:
+    """Return what is otherwise in torch-compile, by its place among the kernels in onnxruntime; None for what is gone.
+
+    Convolutions are oneDNN's, priced by their form, and take in the activation behind them. Element-wise work is one
+    loop with what it goes on with.
+    """
+    places = {node: place for place, kernel in enumerate(found) for node in kernel.nodes}
+    ops = {node.name: node.op for node in graph.nodes}
+    results = {tensor.name for tensor in graph.outputs}
+    changed: dict[int, Kernel | None] = {}
+    for place, kernel in enumerate(found):
+        if not kernel.convolves_images:
+            continue
+        changed[place] = formed = msgspec.structs.replace(kernel, kind=f"Conv {_form(kernel)}")
+        if kernel.number("activation") or len(kernel.values) != 1 or kernel.values[0] in results:
+            continue
+        readers = {node.name for node in graph.consumers(kernel.values[0])}
+        behind = {places.get(name, -1) for name in readers}
+        last = behind.pop() if len(behind) == 1 else -1
+        if last >= 0 and readers <= {*found[last].nodes} and _TAKEN_IN & {found[last].kind, ops[found[last].nodes[0]]}:
+            changed[place] = with_work_of(formed, found[last])
+            changed[last] = None
+    return changed | chained(graph, found, _ELEMENT_WISE, (), changed)
+
+
+def _form(kernel: Kernel) -> str:
+    sizes = int(kernel.number("kernel_h")), int(kernel.number("kernel_w"))
+    return convolution_form(
+        int(kernel.number("group")), int(kernel.number("channels_in")), sizes, kernel.number("stride")
+    )
