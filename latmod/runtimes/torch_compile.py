@@ -103,7 +103,8 @@ class TorchCompileSession(ModuleSession):
 
         What inductor writes is a straight line of calls: of libraries, for convolutions and products of matrices, and
         of loops of its own, each for what it fused of several operators. What passes between them is told of nothing.
-        (torch.profiler has clocks around the same, which take 2 to 5 us each.)
+        (torch.profiler, which knows the same, makes a run of MobileNet v3 Small, 2.8 ms, longer by 0.3 to 0.7 ms; this
+        by 0.1 to 0.4, outside of what is told.)
         """
         calls = _Calls()
         with_clocks(_written(), calls)
