@@ -16,9 +16,9 @@ def compiled(
 
     Products go to those of as many elements: how many are multiplied, of the one and of the other, and written, says
     all of a product's shape, however an engine orders dims and packs weights; the latter two where it pads an input
-    before, which the rules have a convolution do. What a loop does is several operators'
-    work, and work on what a product reads: parted by the heaviest operator in their names, loops predicted families
-    left out with a MAPE of 13.0 %, as one piece with 8.8 % (kernels-zen5-compile, one round).
+    before, which the rules have a convolution do. What a loop does is several operators' work, and work on what a
+    product reads: parted by the heaviest operator in their names, loops predicted families left out with a MAPE of
+    13.0 %, as one piece with 8.8 % (kernels-zen5-compile, one round).
     """
     products: dict[tuple[int, ...], list[float]] = defaultdict(list)
     rest = 0.0

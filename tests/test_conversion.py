@@ -190,19 +190,6 @@ class Shapely(nn.Module):
         return torch.cat([wide.flatten(0, 1).flatten(1), right[:, :, ::2].flatten(1)], dim=1)
 
 
-def test_shapes_become_numbers_that_a_compiler_can_read(tmp_path: Path) -> None:
-    path = tmp_path / "shapely.onnx"
-    export_model(Shapely(), (2, 4, 4, 4), path)
-    module = convert_graph(path, weight_seed=0)
-    spelled = {"OnnxReshape", "OnnxSlice", "OnnxExpand", "OnnxSplit13", "OnnxPadDynamic", "OnnxGather"}
-    assert spelled <= set(parts(module))
-    x = torch.from_numpy(random_inputs(read_inputs(path), 1, seed=0)[0]["input"])
-    before = module(x)
-    literal_shapes(module, [x])
-    assert not spelled & set(parts(module))
-    torch.testing.assert_close(module(x), before, rtol=0, atol=0)
-
-
 class Enlarging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         twice, other = functional.interpolate(x, scale_factor=2.0), functional.interpolate(x, (7, 5), mode="bilinear")
@@ -210,12 +197,24 @@ class Enlarging(nn.Module):
         return torch.cat([*rows, x.reshape(1, 48) * 2.0], dim=1)
 
 
-def test_sizes_and_scales_become_numbers_too(tmp_path: Path) -> None:
-    """Without, inductor refuses to resize, and attention whose scale is a tensor."""
-    path = tmp_path / "enlarging.onnx"
-    export_model(Enlarging(), (1, 3, 4, 4), path)
+@pytest.mark.parametrize(
+    ("written", "shape", "spelled"),
+    [
+        (
+            Shapely(),
+            (2, 4, 4, 4),
+            {"OnnxReshape", "OnnxSlice", "OnnxExpand", "OnnxSplit13", "OnnxPadDynamic", "OnnxGather"},
+        ),
+        # Without, inductor refuses to resize, and attention whose scale is a tensor.
+        (Enlarging(), (1, 3, 4, 4), {"OnnxResize", "OnnxBinaryMathOperation"}),
+    ],
+)
+def test_what_stands_in_tensors_becomes_numbers_that_a_compiler_can_read(
+    written: nn.Module, shape: tuple[int, ...], spelled: set[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "written.onnx"
+    export_model(written, shape, path)
     module = convert_graph(path, weight_seed=0)
-    spelled = {"OnnxResize", "OnnxBinaryMathOperation"}
     assert spelled <= set(parts(module))
     x = torch.from_numpy(random_inputs(read_inputs(path), 1, seed=0)[0]["input"])
     before = module(x)

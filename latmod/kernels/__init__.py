@@ -35,7 +35,10 @@ _UNBLOCKED = frozenset({"torch-compile"})
 """What is as onnxruntime where that has no blocks of channels: their padding is no work to it."""
 
 _FORGOING = frozenset({"mnn", "openvino", "torch-compile", "tract"})
-"""What leaves out cuts that take all: of 292 such in kernels-more-zen5 these told of none, ncnn of all."""
+"""What leaves out cuts that take all: of 292 such in kernels-more-zen5 these told of none, ncnn of all.
+
+But torch-compile was not asked: it tells of no cut by itself, and is taken to do as the others.
+"""
 
 _GELUS: Mapping[str, Collection[str]] = {"mnn": ("product",), "openvino": HALVED}
 """Which GELUs become one operator, where they are others than in onnxruntime.

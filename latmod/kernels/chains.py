@@ -1,6 +1,6 @@
 """Join element-wise kernels into one with what they go on with, as compilers do."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
@@ -9,15 +9,19 @@ from latmod.kernels.kernel import Kernel
 
 
 def chained(
-    graph: Graph, found: Sequence[Kernel], going_on: Collection[str], ending: Collection[str], taken: Collection[int]
+    graph: Graph,
+    found: Sequence[Kernel],
+    places: Mapping[str, int],
+    going_on: Collection[str],
+    ending: Collection[str],
+    taken: Collection[int],
 ) -> dict[int, Kernel | None]:
     """Return element-wise kernels with all the work that is one piece with them, None for what they do the work of.
 
     Kinds `going_on` may have others behind them, `ending` none, where the shapes are the same and nothing else reads
-    what lies between; kernels at places `taken` stay as they are.
+    what lies between; `places` are those of nodes among the kernels, and what is at places `taken` stays as it is.
     """
     results = {tensor.name for tensor in graph.outputs}
-    places = {node: place for place, kernel in enumerate(found) for node in kernel.nodes}
     heads = {
         place: place
         for place, kernel in enumerate(found)
@@ -30,7 +34,7 @@ def chained(
             source = graph.producer(name)
             before = places.get(source.name, -1) if source is not None else -1
             alone = graph.consumers(name) == (node,) and name not in results
-            goes_on = before in heads and found[before].kind in going_on and found[before].kind not in ending
+            goes_on = before in heads and found[before].kind in going_on
             if goes_on and before != place and alone and found[before].outputs == found[place].outputs:
                 head = heads[place] = heads[before]
                 changed[head] = with_work_of(changed.get(head) or found[head], found[place])

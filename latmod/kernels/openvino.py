@@ -66,7 +66,7 @@ def changed_in_openvino(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kern
             own = changed.get(product) or found[product]
             changed[product] = msgspec.structs.replace(own, nodes=(*own.nodes, node.name))
             changed[place] = None
-    return changed | chained(graph, found, _CHAINED, _ENDING, changed)
+    return changed | chained(graph, found, places, _CHAINED, _ENDING, changed)
 
 
 def _turned(graph: Graph, name: str) -> str:

@@ -43,7 +43,7 @@ def changed_in_torch_compile(graph: Graph, found: Sequence[Kernel]) -> dict[int,
         if last >= 0 and readers <= {*found[last].nodes} and _TAKEN_IN & {found[last].kind, ops[found[last].nodes[0]]}:
             changed[place] = with_work_of(formed, found[last])
             changed[last] = None
-    return changed | chained(graph, found, _ELEMENT_WISE, (), changed)
+    return changed | chained(graph, found, places, _ELEMENT_WISE, (), changed)
 
 
 def _form(kernel: Kernel) -> str:

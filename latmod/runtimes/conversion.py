@@ -333,6 +333,7 @@ def _scaling(module: "fx.GraphModule", node: "fx.Node") -> "tuple[Callable[..., 
     if value.numel() != 1 or value.dim() > len(_shape(first)) or not floats:
         return None
     function: Any = _function(module, node)
+    # onnx2torch's own division asks a number for its dtype.
     return function if function in (torch.add, torch.sub, torch.mul) else torch.div, (float(value),)
 
 

@@ -58,41 +58,34 @@ class TorchCompile:
 
     def open(self, model: Model, inputs: Sequence[Inputs], settings: Settings) -> "TorchCompileSession":
         """Build or convert the module and compile it; raise UnsupportedModelError with the compiler's reason."""
+        import torch
         import torch._dynamo
+        import torch._inductor.config
 
         self.version()
-        try:
+        scales = True
+        while True:
+            module, own = load_module(model, settings.threads)
+            converted = module if isinstance(module, torch.fx.GraphModule) else None
+            if converted is not None:
+                literal_shapes(converted, [torch.from_numpy(value) for value in inputs[0].values()], scales=scales)
+            torch._dynamo.reset()
+            module.compile(dynamic=False, fullgraph=True)
+            session = TorchCompileSession(
+                module, inputs, torch.no_grad, own | {"mode": "inductor, freezing, no_grad", "dynamic": False}
+            )
             try:
-                return _compiled(model, inputs, settings, scales=True)
-            except torch._dynamo.exc.TorchDynamoException:
+                # One thread, this one: inductor's own workers would stay behind.
+                with torch._inductor.config.patch(freezing=True, compile_threads=1):
+                    session.infer()
+                return session
+            except torch._dynamo.exc.TorchDynamoException as error:
+                session.close()
+                if converted is None or not scales:
+                    reason = f"torch-compile cannot compile {model.path}: {one_line(error)}"
+                    raise UnsupportedModelError(reason) from error
                 # Its patterns of attention match other orders of dims too (2.14), which a scale in a tensor prevents.
-                return _compiled(model, inputs, settings, scales=False)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            raise UnsupportedModelError(f"torch-compile cannot compile {model.path}: {one_line(error)}") from error
-
-
-def _compiled(model: Model, inputs: Sequence[Inputs], settings: Settings, *, scales: bool) -> "TorchCompileSession":
-    """Build or convert the module and run it once; with `scales`, those that a file has in tensors become numbers."""
-    import torch
-    import torch._dynamo
-    import torch._inductor.config
-
-    module, own = load_module(model, settings.threads)
-    if isinstance(module, torch.fx.GraphModule):
-        literal_shapes(module, [torch.from_numpy(value) for value in inputs[0].values()], scales=scales)
-    torch._dynamo.reset()
-    module.compile(dynamic=False, fullgraph=True)
-    session = TorchCompileSession(
-        module, inputs, torch.no_grad, own | {"mode": "inductor, freezing, no_grad", "dynamic": False}
-    )
-    try:
-        # One thread, this one: inductor's own workers would stay behind.
-        with torch._inductor.config.patch(freezing=True, compile_threads=1):
-            session.infer()
-    except torch._dynamo.exc.TorchDynamoException:
-        session.close()
-        raise
-    return session
+                scales = False
 
 
 class TorchCompileSession(ModuleSession):
@@ -107,7 +100,7 @@ class TorchCompileSession(ModuleSession):
         by 0.1 to 0.4, outside of what is told.)
         """
         calls = _Calls()
-        with_clocks(_written(), calls)
+        _with_clocks(_written(), calls)
         self.infer()
         runs: list[list[float]] = []
         for _ in profiled_runs(seconds):
@@ -171,7 +164,7 @@ def _written() -> ModuleType:
     return modules[0]
 
 
-def with_clocks(module: ModuleType, calls: _Calls) -> None:
+def _with_clocks(module: ModuleType, calls: _Calls) -> None:
     """Let a module that inductor wrote make its calls of libraries and of loops through `calls`."""
     tree = ast.parse(inspect.getsource(module))
     (runner,) = (part for part in tree.body if isinstance(part, ast.ClassDef) and part.name == "Runner")
