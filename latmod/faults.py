@@ -5,7 +5,8 @@ earlier work left a hole that is large enough (mallopt(3), M_MMAP_THRESHOLD, whi
 weights of a convolution in each call: a network with wide ones pays for every page of them, or does not. One took
 850 ms in four rounds, with 219,000 faults in each run, and 539 ms in the fifth, with 77 (basic-5.8.1.6-w188 in
 resnet-varied-width). Where both were seen of a network, a fault took 1.7 to 2.2 us on a Zen 4 (ten networks), 1.4
-and 1.8 us on a Zen 5, 0.5 and 1.0 us on a Xeon. Latencies are stated for a process that keeps its memory.
+and 1.8 us on a Zen 5, 0.5 and 1.0 us on a Xeon. Latencies are stated for a process that keeps its memory: since workers
+map no block by itself (latmod.worker), few sweeps have such faults.
 """
 
 from collections.abc import Iterable, Mapping

@@ -39,7 +39,7 @@ from latmod.worker.messages import (
 )
 
 _PR_SET_PDEATHSIG = 1
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD = -1, -3, 32 * 1024 * 1024
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _OUTPUT_HEAD = 8
 
 
@@ -230,14 +230,15 @@ def _send(replies: BinaryIO, reply: Reply) -> None:
 
 
 def _keep_memory() -> None:
-    """Let malloc give nothing back to the system, and map no block below 32 MiB by itself (mallopt(3)).
+    """Let malloc give nothing back to the system, and map no block by itself (mallopt(3)).
 
     As in a process that has once held something large: in a fresh one 61 of 466 generated networks lost the end of the
-    heap after each inference, and up to half of their latency went into mapping it again.
+    heap after each inference, and up to half of their latency went into mapping it again. So it did in 15 of 751, in
+    torch, whose blocks of more than 32 MiB were mapped anew each time: 252 ms for 148, 182 for 140 (kernels-zen5).
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+        libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
