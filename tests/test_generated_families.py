@@ -20,7 +20,7 @@ ANY = GeneratedSpec(variant=0, width=16, depth=4, side=64)
 IMAGES = [name for name in GENERATED if FAMILIES[name].input_shape(ANY) == (1, 3, 64, 64)]
 
 
-@pytest.mark.parametrize("name", [name for name in IMAGES if name not in ("detector", "slim")])
+@pytest.mark.parametrize("name", [name for name in IMAGES if name not in ("detector", "segmenter", "slim")])
 @pytest.mark.parametrize("variant", range(6))
 def test_every_variant_classifies_images(name: str, variant: int) -> None:
     family = FAMILIES[name]
@@ -108,6 +108,18 @@ def test_detectors_make_maps_or_rows_at_every_side_that_can_be_halved_twice(vari
         # Boxes and scores of all places, in columns or in rows.
         assert len(shape) == 3
         assert shape[1] in (5, 24, 84) or shape[2] in (6, 25, 85)
+
+
+@pytest.mark.parametrize("variant", range(24))
+def test_segmenters_make_a_mask_as_large_as_the_input(variant: int) -> None:
+    family = FAMILIES["segmenter"]
+    spec = GeneratedSpec(variant=variant, width=12, depth=5, side=(64, 96, 112, 100)[variant % 4], batch=2)
+    with torch.device("meta"):
+        module = family.build(spec).eval()
+        shape = module(torch.zeros(family.input_shape(spec))).shape
+    assert (shape[0], *shape[2:]) == (2, spec.side, spec.side)
+    assert shape[1] in (2, 8, 19, 21, 60, 150)
+    assert any(one.dilation != (1, 1) for one in module.modules() if isinstance(one, torch.nn.Conv2d))
 
 
 def test_slim_networks_classify_images_or_each_pixel() -> None:

@@ -22,6 +22,7 @@ GENERATED = (
     "recent",
     "reparam",
     "sampler",
+    "segmenter",
     "sequence",
     "shuffle",
     "slim",

@@ -8,13 +8,12 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from latmod.errors import SpecError
 from latmod.families.blocks import Added, ConvUnit
 from latmod.families.choices import Choices
 from latmod.families.generated import GeneratedSpec
-from latmod.families.maps import BINS, Boxes, Downwards, Grid, Mask, Pyramid, Upwards
+from latmod.families.maps import BINS, Boxes, Downwards, Grid, Mask, Mean, Pyramid, Union, Upwards
 
 
 class Focus(nn.Module):
@@ -29,20 +28,6 @@ class Focus(nn.Module):
         """Run the block."""
         corners = [x[..., row::2, column::2] for column in (0, 1) for row in (0, 1)]
         output: Tensor = self.conv(torch.cat(corners, 1))
-        return output
-
-
-class Union(nn.Module):
-    """Put together what branches make of a map: C3 of YOLOv5, pools of three sizes, dilated convolutions."""
-
-    def __init__(self, branches: list[nn.Module], last: nn.Module) -> None:
-        """Take the branches, and what follows."""
-        super().__init__()
-        self.branches, self.last = nn.ModuleList(branches), last
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the branches."""
-        output: Tensor = self.last(torch.cat([branch(x) for branch in self.branches], 1))
         return output
 
 
@@ -61,19 +46,6 @@ class Chain(nn.Module):
             parts.append(block(parts[-1]))
         output: Tensor = self.last(torch.cat(parts, 1))
         return output
-
-
-class Mean(nn.Module):
-    """Convolve the mean of a map, and enlarge it to the map's size (Chen et al. 2017, arXiv:1706.05587)."""
-
-    def __init__(self, channels: int, filters: int, act: str) -> None:
-        """Map `channels` to `filters`."""
-        super().__init__()
-        self.pool, self.conv = nn.AdaptiveAvgPool2d(1), ConvUnit(channels, filters, 1, act=act)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the branch."""
-        return functional.interpolate(self.conv(self.pool(x)), size=x.shape[2:], mode="bilinear", align_corners=False)
 
 
 def _bottleneck(channels: int, kernel: int, act: str, *, shortcut: bool) -> nn.Module:

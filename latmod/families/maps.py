@@ -4,9 +4,44 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from latmod.families.blocks import ConvUnit
+
 Maps = list[Tensor]
 BINS = 16
 """What the distance to a side of a box is told by, where it is (Li et al. 2020, arXiv:2006.04388)."""
+
+
+def enlarged(x: Tensor, like: Tensor) -> Tensor:
+    """Return a map resized to the size of another."""
+    return functional.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)
+
+
+class Union(nn.Module):
+    """Put together what branches make of a map: C3 of YOLOv5, pools of several sizes, dilated convolutions."""
+
+    def __init__(self, branches: list[nn.Module], last: nn.Module) -> None:
+        """Take the branches, and what follows."""
+        super().__init__()
+        self.branches, self.last = nn.ModuleList(branches), last
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the branches."""
+        output: Tensor = self.last(torch.cat([branch(x) for branch in self.branches], 1))
+        return output
+
+
+class Mean(nn.Module):
+    """Convolve the mean of a map, and enlarge it to the map's size (Chen et al. 2017, arXiv:1706.05587)."""
+
+    def __init__(self, channels: int, filters: int, act: str, kernel: int = 0) -> None:
+        """Map `channels` to `filters`; means are of `kernel` x `kernel` places, or of all (arXiv:1612.01105)."""
+        super().__init__()
+        self.pool = nn.AvgPool2d(kernel) if kernel else nn.AdaptiveAvgPool2d(1)
+        self.conv = ConvUnit(channels, filters, 1, act=act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the branch."""
+        return enlarged(self.conv(self.pool(x)), x)
 
 
 class Pyramid(nn.Module):
@@ -74,7 +109,7 @@ class Mask(nn.Module):
         """Return a map of classes."""
         x = maps[0]
         if self.gather:
-            same = [functional.interpolate(y, size=x.shape[2:], mode="bilinear", align_corners=False) for y in maps[1:]]
+            same = [enlarged(y, x) for y in maps[1:]]
             x = torch.cat([x, *same], 1)
         x = self.conv(x)
         if self.factor > 1:
