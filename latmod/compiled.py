@@ -4,15 +4,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from math import prod
 
-from latmod.additive import PRIOR
 from latmod.dataset import LOOP, KernelTime
 from latmod.kernels import Kernel
 
 
-def compiled(
-    expected: Sequence[Kernel], burst: Sequence[KernelTime]
-) -> tuple[list[float | None], tuple[tuple[int, ...], ...]]:
-    """Return each kernel's time, and which were told in one piece: all that are no products, of all loops.
+def compiled(expected: Sequence[Kernel], burst: Sequence[KernelTime]) -> dict[tuple[int, ...], float]:
+    """Return what was told of which kernels, by their places: of products one by one, of all others in one piece.
 
     Products go to those of as many elements: how many are multiplied, of the one and of the other, and written, says
     all of a product's shape, however an engine orders dims and packs weights; the latter two where it pads an input
@@ -32,17 +29,12 @@ def compiled(
         if kernel.number("macs") and len(kernel.inputs) > 1 and kernel.outputs:
             wanted[_elements(kernel.inputs, kernel.outputs)].append(place)
     padded = {key[1:]: places for key, places in wanted.items() if key not in products}
-    labels: list[float | None] = [None] * len(expected)
+    told: dict[tuple[int, ...], float] = {}
     for key, times in products.items():
         places = wanted.get(key) or padded.get(key[1:], [])
-        for place in places:
-            labels[place] = sum(times) / len(places)
-    others = [place for place, label in enumerate(labels) if label is None]
-    if others:
-        rough = PRIOR.kernel_ns([expected[place] for place in others])
-        for place, part in zip(others, (rough / rough.sum() * rest).tolist(), strict=True):
-            labels[place] = part
-    return labels, (tuple(others),) if len(others) > 1 else ()
+        told |= {(place,): sum(times) / len(places) for place in places}
+    others = tuple(place for place in range(len(expected)) if (place,) not in told)
+    return told | {others: rest} if others else told
 
 
 def _elements(inputs: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]) -> tuple[int, ...]:

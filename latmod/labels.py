@@ -147,9 +147,9 @@ def join(
     pieces: tuple[tuple[int, ...], ...] = ()
     for burst in bursts:
         if any(time.op.startswith(LOOP) for time in burst):
-            labels, pieces = compiled(expected, burst)
+            labels, pieces = _parted(expected, compiled(expected, burst))
         elif any(time.nodes for time in burst):
-            labels, pieces = _by_node(expected, burst, writers or {}, readers or {})
+            labels, pieces = _parted(expected, _by_node(expected, burst, writers or {}, readers or {}))
         else:
             labels = _by_value(expected, burst) or _by_shape(expected, burst)
         columns.append([nothing if label is None else label for label in labels])
@@ -170,12 +170,12 @@ def _by_node(
     burst: Sequence[KernelTime],
     writers: Mapping[str, str],
     readers: Mapping[str, Sequence[str]],
-) -> tuple[list[float | None], tuple[tuple[int, ...], ...]]:
-    """Give what was told to the kernels that do the work of the nodes named; and which of them were told in one.
+) -> dict[tuple[int, ...], float]:
+    """Return what was told of which kernels, by their places: of those that do the work of the nodes named.
 
-    Where the engine does in one piece what the rules expect in several, each takes a part, in proportion to rough
-    prices. A piece that names no node of the file was put in for what follows (another layout, a part of a norm), and
-    counts there; unless it moves a value that the rules expect to be moved, by its name, or as the last piece of all.
+    They are several where the engine does in one piece what the rules expect in several. A piece that names no node of
+    the file was put in for what follows (another layout, a part of a norm), and counts there; unless it moves a value
+    that the rules expect to be moved, by its name, or as the last piece of all.
     """
     movers = {name: place for place, kernel in enumerate(expected) if not kernel.nodes for name in kernel.values}
     owners = {node: place for place, kernel in enumerate(expected) for node in kernel.nodes}
@@ -207,12 +207,20 @@ def _by_node(
         members[unnamed[0]], sums[unnamed[0]] = unnamed, before
     for place, reader in _told_by_readers(expected, owners, readers, first_of.keys()).items():
         members[first_of[reader]].append(place)
+    return {tuple(joined): sums[first] for first, joined in members.items()}
+
+
+def _parted(
+    expected: Sequence[Kernel], told: Mapping[tuple[int, ...], float]
+) -> tuple[list[float | None], tuple[tuple[int, ...], ...]]:
+    """Return each kernel's time, and which were told in one: each of these takes a part, as rough prices have it."""
     labels: list[float | None] = [None] * len(expected)
-    pieces = tuple(tuple(joined) for joined in members.values() if len(joined) > 1)
+    pieces = tuple(piece for piece in told if len(piece) > 1)
     rough = PRIOR.kernel_ns(expected) if pieces else np.ones(len(expected))
-    for first, joined in members.items():
-        parts = rough[joined] / rough[joined].sum() * sums[first]
-        for place, part in zip(joined, parts.tolist(), strict=True):
+    for piece, ns in told.items():
+        places = list(piece)
+        parts = rough[places] / rough[places].sum() * ns
+        for place, part in zip(places, parts.tolist(), strict=True):
             labels[place] = part
     return labels, pieces
 

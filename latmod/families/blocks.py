@@ -76,6 +76,29 @@ class Added(nn.Module):
         return x + (y if self.scale == 1.0 else y * self.scale)
 
 
+class Residual(nn.Module):
+    """Modules beside a shortcut, none where it is None, and an activation behind the sum (He et al. 2015)."""
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module | None, act: str) -> None:
+        """Take modules that map to the same shape; `act` may be "none"."""
+        super().__init__()
+        self.body, self.shortcut = body, shortcut
+        self.act = nn.Identity() if act == "none" else activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the block."""
+        y: Tensor = self.body(x)
+        output: Tensor = self.act(y if self.shortcut is None else y + self.shortcut(x))
+        return output
+
+
+def projection(channels: int, filters: int, stride: int) -> nn.Module:
+    """Return a shortcut that maps `channels` to `filters`: nothing where shapes stay, else a 1x1 convolution."""
+    if stride == 1 and channels == filters:
+        return nn.Identity()
+    return ConvUnit(channels, filters, 1, stride=stride, act="none")
+
+
 class SqueezeExcite(nn.Module):
     """Weigh channels by what a small network makes of their means (Hu et al. 2018, arXiv:1709.01507).
 

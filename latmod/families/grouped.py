@@ -1,20 +1,19 @@
 """Residual networks with grouped convolutions, with or without squeeze-excite, over groups of 4 to 64 channels."""
 
-from torch import Tensor, nn
+from torch import nn
 
-from latmod.families.blocks import ConvUnit, Head, SqueezeExcite, activation
+from latmod.families.blocks import ConvUnit, Head, Residual, SqueezeExcite, projection
 from latmod.families.choices import Choices
 from latmod.families.generated import GeneratedSpec
 
 
-class GroupedBottleneck(nn.Module):
+class GroupedBottleneck(Residual):
     """A 1x1, a grouped 3x3 and a 1x1 convolution and a shortcut."""
 
     def __init__(
         self, channels: int, filters: int, *, inner: int, groups: int, stride: int, act: str, squeezed: int
     ) -> None:
         """Map `channels` to `filters` through `inner`."""
-        super().__init__()
         parts: list[nn.Module] = [
             ConvUnit(channels, inner, 1, act=act),
             ConvUnit(inner, inner, 3, stride=stride, groups=groups, act=act),
@@ -22,15 +21,7 @@ class GroupedBottleneck(nn.Module):
         if squeezed:
             parts.append(SqueezeExcite(inner, squeezed))
         parts.append(ConvUnit(inner, filters, 1, act="none"))
-        self.body = nn.Sequential(*parts)
-        keeps = stride == 1 and channels == filters
-        self.shortcut = nn.Identity() if keeps else ConvUnit(channels, filters, 1, stride=stride, act="none")
-        self.act = activation(act)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the block."""
-        output: Tensor = self.act(self.body(x) + self.shortcut(x))
-        return output
+        super().__init__(nn.Sequential(*parts), projection(channels, filters, stride), act)
 
 
 def network(spec: GeneratedSpec) -> nn.Module:

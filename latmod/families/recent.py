@@ -14,6 +14,7 @@ from latmod.families.blocks import ConvUnit, Head
 from latmod.families.choices import Choices
 from latmod.families.generated import GeneratedSpec
 from latmod.families.hybrid import to_image, to_rows
+from latmod.families.maps import enlarged
 
 _PLACES = ("input", "sum", "product")
 
@@ -282,7 +283,7 @@ class Coarse(nn.Module):
         """Run the block; the sides are even."""
         batch, channels, height, width = x.shape
         y = self.out(x.reshape(batch, channels, height // 2, 2, width // 2, 2).amax((3, 5)))
-        return x + functional.interpolate(y, size=(height, width), mode="bilinear", align_corners=False)
+        return x + enlarged(y, x)
 
 
 def _over_rows(draw: Choices, channels: int, side: int) -> nn.Module:

@@ -7,28 +7,12 @@ al. 2019 (arXiv:1905.02244). The number of classes is drawn as all else is.
 import torch
 from torch import Tensor, nn
 
-from latmod.families.blocks import ConvUnit, SqueezeExcite, activation
+from latmod.families.blocks import ConvUnit, Residual, SqueezeExcite, projection
 from latmod.families.choices import Choices
 from latmod.families.generated import GeneratedSpec
 from latmod.families.maps import Mean, Union, enlarged
 
 _DIVISORS = (2, 3, 4, 6, 7)
-
-
-class Residual(nn.Module):
-    """Convolutions beside a shortcut, which is a convolution where shapes differ, or none at all."""
-
-    def __init__(self, body: nn.Module, shortcut: nn.Module | None, act: str) -> None:
-        """Add what both make; `act` follows, none where it is so called."""
-        super().__init__()
-        self.body, self.shortcut = body, shortcut
-        self.act = nn.Identity() if act == "none" else activation(act)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the block."""
-        y: Tensor = self.body(x)
-        output: Tensor = self.act(y if self.shortcut is None else y + self.shortcut(x))
-        return output
 
 
 class Gated(nn.Module):
@@ -66,16 +50,16 @@ class Segmenter(nn.Module):
 
 
 def _block(kind: str, channels: int, filters: int, stride: int, dilation: int, act: str, *, excited: bool) -> nn.Module:
-    same = stride == 1 and channels == filters
     if kind == "inverted":
         wide = 4 * channels
+        shortcut = nn.Identity() if stride == 1 and channels == filters else None
         parts = [
             ConvUnit(channels, wide, 1, act=act),
             ConvUnit(wide, wide, 3, stride=stride, groups=wide, dilation=dilation, act=act),
             *([SqueezeExcite(wide, max(8, channels))] if excited else []),
             ConvUnit(wide, filters, 1, act="none"),
         ]
-        return Residual(nn.Sequential(*parts), nn.Identity() if same else None, "none")
+        return Residual(nn.Sequential(*parts), shortcut, "none")
     if kind == "basic":
         body = [
             ConvUnit(channels, filters, stride=stride, dilation=dilation, act=act),
@@ -88,8 +72,7 @@ def _block(kind: str, channels: int, filters: int, stride: int, dilation: int, a
             ConvUnit(narrow, narrow, stride=stride, dilation=dilation, act=act),
             ConvUnit(narrow, filters, 1, act="none"),
         ]
-    shortcut: nn.Module = nn.Identity() if same else ConvUnit(channels, filters, 1, stride=stride, act="none")
-    return Residual(nn.Sequential(*body), shortcut, act)
+    return Residual(nn.Sequential(*body), projection(channels, filters, stride), act)
 
 
 def _dilated(channels: int, filters: int, rate: int, act: str, *, separable: bool) -> nn.Module:
@@ -101,8 +84,8 @@ def _dilated(channels: int, filters: int, rate: int, act: str, *, separable: boo
     )
 
 
-def _context(draw: Choices, channels: int, filters: int, side: int, act: str) -> tuple[nn.Module, int]:
-    """Return what looks at a map from farther away, and how many channels it makes."""
+def _context(draw: Choices, channels: int, filters: int, side: int, act: str) -> nn.Module:
+    """Return what looks at a map from farther away, and makes `filters` of it."""
     form = draw.pick(("atrous", "pools", "gated", "plain"), (0.5, 0.2, 0.15, 0.15))
     if form == "atrous":
         rates = draw.pick(((6, 12, 18), (12, 24, 36), (3, 6, 9), (4, 8, 12)), (0.35, 0.35, 0.15, 0.15))
@@ -110,15 +93,15 @@ def _context(draw: Choices, channels: int, filters: int, side: int, act: str) ->
         branches: list[nn.Module] = [ConvUnit(channels, filters, 1, act=act)]
         branches += [_dilated(channels, filters, rate, act, separable=separable) for rate in rates]
         branches.append(Mean(channels, filters, act))
-        return Union(branches, ConvUnit(5 * filters, filters, 1, act=act)), filters
+        return Union(branches, ConvUnit(5 * filters, filters, 1, act=act))
     if form == "pools":
         kernels = [0, *(side // parts for parts in _DIVISORS if side % parts == 0)][:4]
         share = max(8, channels // 4)
         pools: list[nn.Module] = [Mean(channels, share, act, kernel) for kernel in kernels]
-        return Union([nn.Identity(), *pools], ConvUnit(channels + len(pools) * share, filters, act=act)), filters
+        return Union([nn.Identity(), *pools], ConvUnit(channels + len(pools) * share, filters, act=act))
     if form == "gated":
-        return Gated(channels, filters, act), filters
-    return ConvUnit(channels, filters, act=act), filters
+        return Gated(channels, filters, act)
+    return ConvUnit(channels, filters, act=act)
 
 
 def network(spec: GeneratedSpec) -> nn.Module:
@@ -127,7 +110,7 @@ def network(spec: GeneratedSpec) -> nn.Module:
     kind = draw.pick(("bottleneck", "basic", "inverted"), (0.4, 0.25, 0.35))
     act = draw.pick(("relu", "hardswish", "silu"), (0.7, 0.15, 0.15))
     excited, pooled = draw.chance(0.4), kind != "inverted" and draw.chance(0.6)
-    growth, stages = draw.between(1.5, 2.0), 4
+    growth = draw.between(1.5, 2.0)
     wanted = draw.pick((8, 16), (0.5, 0.5))
     channels = draw.channels(spec.width)
     stem: list[nn.Module] = [ConvUnit(3, channels, draw.pick((3, 7)), stride=2, act=act)]
@@ -137,7 +120,7 @@ def network(spec: GeneratedSpec) -> nn.Module:
         reached = 4
     halves: tuple[list[nn.Module], list[nn.Module]] = (stem, [])
     large = channels
-    for stage, blocks in enumerate(draw.split(spec.depth, stages)):
+    for stage, blocks in enumerate(draw.split(spec.depth, 4)):
         filters = draw.channels(spec.width * (4 if kind == "bottleneck" else 1) * growth**stage)
         halving = stage > 0 or not pooled
         stride = 2 if halving and reached < wanted else 1
@@ -149,8 +132,8 @@ def network(spec: GeneratedSpec) -> nn.Module:
             channels = filters
         if stage == 0:
             large = channels
-    side = -(-spec.side // reached)
-    context, made = _context(draw, channels, draw.pick((64, 96, 128, 256), (0.2, 0.2, 0.3, 0.3)), side, act)
+    made = draw.pick((64, 96, 128, 256), (0.2, 0.2, 0.3, 0.3))
+    context = _context(draw, channels, made, -(-spec.side // reached), act)
     classes = draw.pick((2, 8, 19, 21, 60, 150), (0.1, 0.1, 0.25, 0.35, 0.1, 0.1))
     beside: nn.Module | None = None
     if draw.chance(0.4):
