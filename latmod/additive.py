@@ -75,8 +75,8 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
 class Residual(Protocol):
     """Tell the logarithm of what kernels take over what physics says."""
 
-    def predict(self, x: Columns) -> Floats:
-        """Return it, [N], from the columns in `SEEN`, [N, D]."""
+    def predict(self, x: Columns) -> tuple[Floats, Floats]:
+        """Return it, [N], from the columns in `SEEN`, [N, D], and by how much networks differ about it, [N]."""
 
 
 class Seeing(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,8 +85,8 @@ class Seeing(msgspec.Struct, frozen=True, kw_only=True):
     networks: Smooth
     positions: tuple[int, ...]
 
-    def predict(self, x: Columns) -> Floats:
-        """Return the residual, [N], from the columns in `SEEN`, [N, D]."""
+    def predict(self, x: Columns) -> tuple[Floats, Floats]:
+        """Return the residual, [N], from the columns in `SEEN`, [N, D], and by how much networks differ, [N]."""
         return self.networks.predict(x[:, self.positions])
 
 
@@ -105,20 +105,26 @@ class Additive(msgspec.Struct, frozen=True, kw_only=True):
 
     def kernel_ns(self, kernels: Sequence[Kernel], columns: Columns | None = None) -> Floats:
         """Return what each kernel takes, in ns, as part of its network; `columns` are theirs, made where not given."""
-        raw, groups = self.raw_ns(kernels, columns)
-        scaled = raw * np.array(self.scales)[groups]
-        return np.asarray(np.maximum(scaled + self.call_ns, 0.1 * scaled))
+        return self.doubted_ns(kernels, columns)[0]
 
-    def raw_ns(self, kernels: Sequence[Kernel], columns: Columns | None = None) -> tuple[Floats, NDArray[np.int64]]:
-        """Return what each kernel takes by itself, in ns, and its group."""
+    def doubted_ns(self, kernels: Sequence[Kernel], columns: Columns | None = None) -> tuple[Floats, Floats]:
+        """Return this, and by how much networks differ about each, the standard deviation of logarithms."""
+        raw, doubts, groups = self.raw_ns(kernels, columns)
+        scaled = raw * np.array(self.scales)[groups]
+        return np.asarray(np.maximum(scaled + self.call_ns, 0.1 * scaled)), doubts
+
+    def raw_ns(
+        self, kernels: Sequence[Kernel], columns: Columns | None = None
+    ) -> tuple[Floats, Floats, NDArray[np.int64]]:
+        """Return what each kernel takes by itself, in ns, by how much networks differ about it, and its group."""
         columns = column_matrix(kernels) if columns is None else columns
         kinds = [kernel.kind for kernel in kernels]
         groups = np.array([group_of(kind) for kind in kinds], dtype=np.int64)
         physics = self.rates.ns(kinds, columns)
         if self.residual is None or not kinds:
-            return physics, groups
-        residual = self.residual.predict(residual_columns(columns, self.rates.index(kinds), physics))
-        return physics * np.exp(np.clip(residual, -MAX_RESIDUAL, MAX_RESIDUAL)), groups
+            return physics, np.zeros(len(kinds)), groups
+        residual, doubts = self.residual.predict(residual_columns(columns, self.rates.index(kinds), physics))
+        return physics * np.exp(np.clip(residual, -MAX_RESIDUAL, MAX_RESIDUAL)), doubts, groups
 
     def latency_ns(self, kernels: Sequence[Kernel]) -> float:
         """Return what a network takes."""
@@ -140,12 +146,15 @@ PRIOR = uncalibrated(
 
 
 def residual_to_onnx(model: Additive) -> tuple["ModelProto", tuple[str, ...]]:
-    """Return the residual as an ONNX model, input `features`, output `residual`; and the names of its columns."""
+    """Return the residual as an ONNX model, and the names of its columns.
+
+    Its input is `features`, its outputs `residual` and by how much networks differ, `doubt`.
+    """
     assert isinstance(model.residual, Seeing), "only what was fitted here can be written"
     positions = model.residual.positions
     out = Writer(len(positions))
-    written = out.finish(residual=model.residual.networks.write(out, out.cast("features", "float64")))
-    return written, tuple(SEEN[position] for position in positions)
+    residual, doubt = model.residual.networks.write(out, out.cast("features", "float64"))
+    return out.finish(residual=residual, doubt=doubt), tuple(SEEN[position] for position in positions)
 
 
 def group_of(kind: str) -> int:

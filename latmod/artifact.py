@@ -99,8 +99,8 @@ class KernelCard(Card, frozen=True, kw_only=True, tag_field="level", tag="kernel
     `borrowed` are kinds that were measured on another machine alone (latmod.borrowing); `adapted_from` is the machine
     that all of this holds for where it is another, and `factors` say how many times longer kernels take on the
     predictor's own (latmod.factors); `width_slope` and `width_range_ns` say how the quantiles change with latency,
-    `scatter` what comes to them (latmod.intervals). The file's graph holds the residual over the columns named in
-    `seen`.
+    `width_doubt_slope` and `width_doubt_range` how with doubt, `scatter` what comes to them (latmod.intervals). The
+    file's graph holds the residual over the columns named in `seen`, and how far it is in doubt.
     """
 
     rules: str
@@ -121,13 +121,20 @@ class KernelCard(Card, frozen=True, kw_only=True, tag_field="level", tag="kernel
     factors: dict[str, float] = {}
     width_slope: float = 0.0
     width_range_ns: tuple[float, float] = (1.0, 1.0)
+    width_doubt_slope: float = 0.0
+    width_doubt_range: tuple[float, float] = (1.0, 1.0)
     scatter: float = 0.0
 
     @property
     def widths(self) -> Widths:
         """Return how wide intervals are."""
         return Widths(
-            quantiles=self.quantiles, slope=self.width_slope, range_ns=self.width_range_ns, scatter=self.scatter
+            quantiles=self.quantiles,
+            slope=self.width_slope,
+            range_ns=self.width_range_ns,
+            doubt_slope=self.width_doubt_slope,
+            doubt_range=self.width_doubt_range,
+            scatter=self.scatter,
         )
 
 

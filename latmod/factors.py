@@ -41,7 +41,12 @@ class Adapted(msgspec.Struct, frozen=True, kw_only=True):
 
     def kernel_ns(self, kernels: Sequence[Kernel], columns: Columns | None = None) -> Floats:
         """Return what each kernel takes, in ns; `columns` are theirs, made where not given."""
-        return np.asarray(self.prices.kernel_ns(kernels, columns) * factors_of(kernels, self.factors))
+        return self.doubted_ns(kernels, columns)[0]
+
+    def doubted_ns(self, kernels: Sequence[Kernel], columns: Columns | None = None) -> tuple[Floats, Floats]:
+        """Return this, and by how much networks differ about each, the standard deviation of logarithms."""
+        took, doubts = self.prices.doubted_ns(kernels, columns)
+        return np.asarray(took * factors_of(kernels, self.factors)), doubts
 
 
 def factor_of(kind: str, factors: dict[str, float]) -> float:

@@ -254,7 +254,7 @@ def score_held(held: Sequence[Held], widths: Widths) -> Scores:
     """Score models that were held out, with the intervals that an artifact would give."""
     truth = np.array([one.latency_ns for one in held])
     predicted = np.array([one.predicted_ns for one in held])
-    factors = np.exp([widths.of(one.predicted_ns, one.unseen_share, one.never_share) for one in held])
+    factors = np.exp([widths.of(one.predicted_ns, one.unseen_share, one.never_share, one.doubt) for one in held])
     return score(truth, predicted, predicted / factors, predicted * factors)
 
 
@@ -352,6 +352,8 @@ def _artifact(
         quantiles=widths.quantiles,
         width_slope=widths.slope,
         width_range_ns=widths.range_ns,
+        width_doubt_slope=widths.doubt_slope,
+        width_doubt_range=widths.doubt_range,
         scatter=widths.scatter,
         rules=kernel_rules(runtime),
         families=tuple(sorted({model.family for model in models})),

@@ -249,7 +249,8 @@ def calibrated(plain: Additive, models: Sequence[LabelledModel]) -> Additive:
     rows, latencies = [], []
     models = [model for model in models if np.isfinite(model.latency_ns)]
     kernels, columns, starts = stacked(models)
-    parts = (np.split(column, starts) for column in plain.raw_ns(kernels, columns))
+    raw_ns, _, groups_of_all = plain.raw_ns(kernels, columns)
+    parts = (np.split(column, starts) for column in (raw_ns, groups_of_all))
     for model, raw, groups in zip(models, *parts, strict=True):
         rows.append([*(raw[groups == group].sum() for group in range(len(GROUPS))), float(len(raw)), 1.0])
         latencies.append(model.latency_ns)

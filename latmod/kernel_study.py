@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from latmod.additive import Additive
 from latmod.borrowing import told_kernels
 from latmod.coverage import observe_ranges, share_group, unseen
-from latmod.intervals import Widths, fit_widths
+from latmod.intervals import Widths, doubt_of, fit_widths
 from latmod.kernel_fitting import parted, priced
-from latmod.labels import LabelledModel
+from latmod.labels import LabelledModel, stacked
 from latmod.scores import NORMAL_MEDIAN, median_known
 from latmod.study import COVERAGE, run_all
 from latmod.total_fitting import fit_sum
@@ -26,8 +26,9 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     """Hold one model as it was predicted without its family: latencies in ns, and where the error comes from.
 
     `kernel_sum_ns` is the sum of the kernels as measured, which no additive model can beat; `unseen_share` the share of
-    predicted time in kernels outside what was measured, `never_share` of kinds of which nothing was; `unmatched_share`
-    that of told time in kernels that the rules do not expect.
+    predicted time in kernels outside what was measured, `never_share` of kinds of which nothing was; `doubt` how far
+    networks differ about a kernel (latmod.intervals); `unmatched_share` the share of told time in kernels that the
+    rules do not expect.
     """
 
     model: str
@@ -39,6 +40,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     noise: float
     unseen_share: float
     never_share: float
+    doubt: float
     unmatched_share: float
 
     @property
@@ -126,8 +128,11 @@ def _without(
     if not tested:
         return fitted, []
     ranges = observe_ranges([*(kernel for model in kept for kernel in model.kernels), *told_kernels(also)])
+    kernels, columns, starts = stacked(tested)
+    took, doubts = (np.split(one, starts) for one in fitted.doubted_ns(kernels, columns))
     return fitted, [
-        judge(own, fitted.run_ns, ranges, model) for own, model in zip(priced(fitted, tested), tested, strict=True)
+        judge(own, fitted.run_ns, doubt_of(own, doubted), ranges, model)
+        for own, doubted, model in zip(took, doubts, tested, strict=True)
     ]
 
 
@@ -137,7 +142,11 @@ def _in_order(models: Sequence[LabelledModel], parts: Sequence[tuple[Additive, l
 
 
 def judge(
-    kernel_ns: Floats, run_ns: float, ranges: dict[str, tuple[tuple[float, float], ...]], model: LabelledModel
+    kernel_ns: Floats,
+    run_ns: float,
+    doubt: float,
+    ranges: dict[str, tuple[tuple[float, float], ...]],
+    model: LabelledModel,
 ) -> Held:
     """Say what is known of the error of a model that was predicted."""
     outside = unseen(model.kernels, kernel_ns, ranges)
@@ -152,6 +161,7 @@ def judge(
         noise=model.noise,
         unseen_share=sum(one.share for one in outside),
         never_share=sum(one.share for one in outside if one.never),
+        doubt=doubt,
         unmatched_share=model.unmatched_ns / model.told_ns if model.told_ns else float("nan"),
     )
 
@@ -162,6 +172,7 @@ def calibrate_widths(held: Sequence[Held], coverage: float = COVERAGE) -> Widths
         np.array([one.log_error for one in held]),
         np.array([one.predicted_ns for one in held]),
         [share_group(one.unseen_share, one.never_share) for one in held],
+        np.array([one.doubt for one in held]),
         coverage=coverage,
         noise=label_noise(held),
     )

@@ -19,6 +19,7 @@ from latmod.factors import Adapted
 from latmod.features import graph_features
 from latmod.graph import Graph
 from latmod.inspection import unknown_share
+from latmod.intervals import doubt_of
 from latmod.kernels import Kernel, adjusted, channel_block, kernels, nearest_rules, refused
 from latmod.kernels.columns import PHYSICAL, Columns, column_matrix
 from latmod.load_time import load_ns
@@ -269,12 +270,16 @@ class GraphPredictor(Predictor):
 
 
 class Breakdown(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold where a network's time goes: its kernels, what each takes in ns, and those outside what was measured."""
+    """Hold where a network's time goes: its kernels, what each takes in ns, and those outside what was measured.
+
+    `doubt` is by how much networks differ about a kernel (latmod.intervals).
+    """
 
     kernels: tuple[Kernel, ...]
     kernel_ns: tuple[float, ...]
     run_ns: float
     unseen: tuple[Unseen, ...]
+    doubt: float = 0.0
 
     @property
     def latency_ns(self) -> float:
@@ -306,10 +311,13 @@ class KernelPredictor(Predictor):
         """Return where the time of a network goes; the last one asked for is remembered."""
         if self._last is None or self._last[0] is not query:
             found, columns = query.kernels(self.card.rules, self.card.isa, self.card.threads)
-            took = self.prices.kernel_ns(found, columns)
-            outside = unseen(found, took, self.card.ranges)
+            took, doubts = self.prices.doubted_ns(found, columns)
             told = Breakdown(
-                kernels=found, kernel_ns=tuple(took.tolist()), run_ns=self.prices.run_ns, unseen=tuple(outside)
+                kernels=found,
+                kernel_ns=tuple(took.tolist()),
+                run_ns=self.prices.run_ns,
+                unseen=tuple(unseen(found, took, self.card.ranges)),
+                doubt=doubt_of(took, doubts),
             )
             self._last = (query, told)
         return self._last[1]
@@ -329,7 +337,7 @@ class KernelPredictor(Predictor):
 
     def _width(self, told: Breakdown) -> float:
         """Return the quantile of |log(measured / predicted)| for a network."""
-        return self.card.widths.of(told.latency_ns, told.unseen_share, told.never_share)
+        return self.card.widths.of(told.latency_ns, told.unseen_share, told.never_share, told.doubt)
 
     def _answer(self, query: Query, told: Breakdown, drift: float) -> Prediction:
         reasons: tuple[str, ...] = ()
@@ -376,9 +384,13 @@ class _Residual:
         self._session = session
         self._positions = positions
 
-    def predict(self, x: Columns) -> Floats:
+    def predict(self, x: Columns) -> tuple[Floats, Floats]:
         own = np.ascontiguousarray(x[:, self._positions])
-        return np.asarray(self._session.run(["residual"], {"features": own})[0], dtype=np.float64)[:, 0]
+        residual, *doubt = (
+            np.asarray(one, dtype=np.float64)[:, 0] for one in self._session.run(None, {"features": own})
+        )
+        # Predictors made before networks were asked how far they differ have intervals that do not hang on it.
+        return residual, doubt[0] if doubt else np.zeros(len(residual))
 
 
 def load_predictor(path: Path) -> Predictor:

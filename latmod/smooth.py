@@ -27,8 +27,14 @@ class Smooth(msgspec.Struct, frozen=True, kw_only=True):
     scale: Floats
     networks: tuple[tuple[Layer, ...], ...]
 
-    def predict(self, x: Features) -> Floats:
-        """Return the answers, [N], to columns [N, D]."""
+    def predict(self, x: Features) -> tuple[Floats, Floats]:
+        """Return the answers, [N], to columns [N, D], and the standard deviation between networks, [N]."""
+        answers = self._answers(x)
+        mean = answers.mean(axis=0)
+        return mean, np.sqrt(((answers - mean) ** 2).sum(axis=0) / max(1, len(answers) - 1))
+
+    def _answers(self, x: Features) -> Floats:
+        """Return what each network answers, [networks, N]."""
         inputs = self.inputs(x)
         answers = []
         for layers in self.networks:
@@ -36,7 +42,7 @@ class Smooth(msgspec.Struct, frozen=True, kw_only=True):
             for weights, bias in layers[:-1]:
                 value = np.maximum(value @ weights + bias, 0.0)
             answers.append((value @ layers[-1][0] + layers[-1][1])[:, 0])
-        return np.asarray(np.mean(answers, axis=0))
+        return np.array(answers)
 
     def inputs(self, x: Features) -> Floats:
         """Return what the first layer sees, [N, D - 1 + kinds], of columns [N, D]."""
@@ -47,8 +53,8 @@ class Smooth(msgspec.Struct, frozen=True, kw_only=True):
         """Return the part of this that is no category, [N, D - 1]."""
         return np.asarray(np.clip((squashed(x[:, :-1]) - self.mean) / self.scale, -_FAR, _FAR))
 
-    def write(self, out: Writer, x: str) -> str:
-        """Add nodes that compute the answers to `x`, float64 [N, D]; return a float64 [N, 1]."""
+    def write(self, out: Writer, x: str) -> tuple[str, str]:
+        """Add nodes that compute what `predict` gives for `x`, float64 [N, D]; return two float64 [N, 1]."""
         count = len(self.mean)
         plain, kind = out.gather(x, range(count)), out.gather(x, [count])
         size = out.add("Log", out.add("Add", out.add("Abs", plain), out.constant(1.0)))
@@ -63,7 +69,10 @@ class Smooth(msgspec.Struct, frozen=True, kw_only=True):
             for weights, bias in layers[:-1]:
                 value = out.add("Relu", out.add("Gemm", value, _wide(out, weights), _wide(out, bias)))
             answers.append(out.add("Gemm", value, *(_wide(out, part) for part in layers[-1])))
-        return out.add("Mul", out.add("Sum", *answers), out.constant(1.0 / len(answers)))
+        mean = out.add("Mul", out.add("Sum", *answers), out.constant(1.0 / len(answers)))
+        apart = [out.add("Sub", answer, mean) for answer in answers]
+        squares = out.add("Sum", *(out.add("Mul", one, one) for one in apart))
+        return mean, out.add("Sqrt", out.add("Mul", squares, out.constant(1.0 / max(1, len(answers) - 1))))
 
 
 def centred(x: Features, kinds: int) -> Smooth:

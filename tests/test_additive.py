@@ -193,8 +193,9 @@ def test_the_artifacts_graph_says_what_the_networks_say(fitted: Additive) -> Non
     written, names = residual_to_onnx(fitted)
     session = ort.InferenceSession(written.SerializeToString(), providers=["CPUExecutionProvider"])
     assert fitted.residual is not None
-    told = session.run(["residual"], {"features": seen[:, [SEEN.index(name) for name in names]]})[0][:, 0]
-    np.testing.assert_allclose(told, fitted.residual.predict(seen), atol=1e-5)
+    told = session.run(["residual", "doubt"], {"features": seen[:, [SEEN.index(name) for name in names]]})
+    for one, own in zip(told, fitted.residual.predict(seen), strict=True):
+        np.testing.assert_allclose(one[:, 0], own, atol=1e-5)
 
 
 def test_columns_of_one_runtime_are_hidden_from_others() -> None:
@@ -224,7 +225,7 @@ def test_families_are_held_out_one_by_one() -> None:
     inside = [
         one
         for one in held
-        if abs(one.log_error) <= widths.of(one.predicted_ns, one.unseen_share, one.never_share) + 1e-12
+        if abs(one.log_error) <= widths.of(one.predicted_ns, one.unseen_share, one.never_share, one.doubt) + 1e-12
     ]
     assert len(inside) / len(held) >= 0.9
 
@@ -237,7 +238,8 @@ def test_what_labels_scatter_by_is_told_from_their_halves() -> None:
     held = [
         Held(
             model="m", family="f", kernels=1, latency_ns=float(np.exp(label)), predicted_ns=1.0, kernel_sum_ns=1.0,
-            noise=float(abs(np.expm1(odd - even))), unseen_share=0.0, never_share=0.0, unmatched_share=0.0,
+            noise=float(abs(np.expm1(odd - even))), unseen_share=0.0, never_share=0.0, doubt=0.02,
+            unmatched_share=0.0,
         )
         for label, odd, even in zip(labels, *halves, strict=True)
     ]  # fmt: skip

@@ -70,7 +70,7 @@ def compare(
         found += compare_one(predict(path, predictors=known, shapes=parse_shapes(shapes), notify=note))
     if measured:
         found = _with_measured(found, models, shapes, threads)
-    warn_of_other_machine(known)
+    warn_of_other_machine(known, asked_for=machine)
     write_rows([_contender_row(one, measured) if style == "table" else _fields(one) for one in found], style, output)
 
 
@@ -122,7 +122,7 @@ def plan(
             click.echo(f"Error: {error}", err=True)
             continue
         found += [meets_budget(one, budget_ms, confidence) for one in answers]
-    warn_of_other_machine(known)
+    warn_of_other_machine(known, asked_for=machine)
     ranked = sorted(found, key=lambda one: (one.model, not one.meets, one.latency_ms, one.runtime))
     rows = [_fields(one) for one in ranked]
     for row in rows if style in ("table", "md") else []:
@@ -175,7 +175,7 @@ def diff(
     for one in able:
         was, now = one.breakdown(before), one.breakdown(after)
         found.append(difference(one.card.runtime, was, now, one.card.pair_quantile))
-    warn_of_other_machine(able)
+    warn_of_other_machine(able, asked_for=machine)
     machines = [one.card.machine for one in able]
     write(_diff_text(found, machines, old.name, new.name, limit, top, Format(style)), output)
     if any(one.surely_above > 1.0 + limit for one in found):

@@ -88,7 +88,7 @@ def predict(
             problems.append(error)
             click.echo(f"Error: {error}", err=True)
     if found:
-        warn_of_other_machine(known)
+        warn_of_other_machine(known, asked_for=machine)
         several = len({one.threads for one in found}) > 1
         rows = [_prediction_row(one, several) if style == "table" else msgspec.to_builtins(one) for one in found]
         write_rows(rows, style, output)
@@ -245,8 +245,11 @@ def note(line: str) -> None:
     click.echo(f"note: {line}", err=True)
 
 
-def warn_of_other_machine(predictors: Sequence["Predictor"]) -> None:
-    """Say on stderr for which machine predictions hold, where that is not this one."""
+def warn_of_other_machine(predictors: Sequence["Predictor"], *, asked_for: str) -> None:
+    """Say on stderr for which machine predictions hold, where that is not this one.
+
+    And what to do about it, where nobody asked for one.
+    """
     from latmod.machine import read_machine
 
     here = read_machine()
@@ -255,10 +258,8 @@ def warn_of_other_machine(predictors: Sequence["Predictor"]) -> None:
         if machine_id != here.id:
             runtimes = sorted({one.card.runtime for one in predictors if one.card.machine_id == machine_id})
             whose = f"for {', '.join(runtimes)} " if len(machines) > 1 else ""
-            note(
-                f"the predictions {whose}hold for {machine}; this machine is {here.label}; "
-                "`latmod adapt` makes predictors for it in a few minutes"
-            )
+            advice = "" if asked_for else "; `latmod adapt` makes predictors for it in a few minutes"
+            note(f"the predictions {whose}hold for {machine}; this machine is {here.label}{advice}")
 
 
 def _prediction_row(one: "Prediction", with_threads: bool) -> Row:

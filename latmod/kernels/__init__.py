@@ -13,6 +13,7 @@ from latmod.kernels.nchwc import DOMAIN
 from latmod.kernels.ncnn import changed_in_ncnn, refused_by_ncnn
 from latmod.kernels.onnxruntime import GELUS, optimise
 from latmod.kernels.openvino import changed_in_openvino
+from latmod.kernels.padding import without_padding
 from latmod.kernels.torch import run_eagerly
 from latmod.kernels.torch_compile import changed_in_torch_compile
 from latmod.kernels.tract import changed_in_tract
@@ -72,9 +73,12 @@ def kernels(graph: Graph, rules: str, *, isa: Iterable[str] = (), threads: int =
     """
     block = channel_block(isa)
     if rules != "onnxruntime" and rules not in _CHANGES:
-        return describe(run_eagerly(graph, threads=threads, block=block))
-    found = optimise(graph, block=1 if rules in _UNBLOCKED else block, gelus=_GELUS.get(rules, GELUS))
-    return adjusted(graph, rules, describe(found))
+        eager = describe(run_eagerly(graph, threads=threads, block=block))
+        return tuple([without_padding(kernel, rules) for kernel in eager])
+    found = describe(optimise(graph, block=1 if rules in _UNBLOCKED else block, gelus=_GELUS.get(rules, GELUS)))
+    if rules == "onnxruntime":
+        return tuple([without_padding(kernel, rules) for kernel in found])
+    return adjusted(graph, rules, found)
 
 
 def adjusted(graph: Graph, rules: str, found: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
@@ -83,7 +87,8 @@ def adjusted(graph: Graph, rules: str, found: tuple[Kernel, ...]) -> tuple[Kerne
         return found
     ops = {node.name: node.op for node in graph.nodes}
     whole = {node.name for node in graph.nodes if rules in _FORGOING and takes_all(node, graph)}
-    own = tuple(_as_the_file_says(ops, _writing_the_files_values(graph, kernel)) for kernel in found)
+    plain = (without_padding(kernel, rules) for kernel in found)
+    own = tuple(_as_the_file_says(ops, _writing_the_files_values(graph, kernel)) for kernel in plain)
     changed: dict[int, Kernel | None] = {place: None for place, kernel in enumerate(own) if not kernel.nodes}
     changed |= {place: None for place, kernel in enumerate(own) if kernel.nodes and whole.issuperset(kernel.nodes)}
     changed |= _CHANGES[rules](graph, own)

@@ -19,7 +19,8 @@ FIELDS = (
 )  # fmt: skip
 """Names of a kernel's numbers, in the order in which `numbers` gives them.
 
-- macs: multiply-accumulates; padded_macs: the same with channels padded to whole blocks of 16.
+- macs: multiply-accumulates, those that the engine does (latmod.kernels.padding); padded_macs: the same with channels
+  padded to whole blocks of 16.
 - steps: element-wise steps; bytes_*: of activations read and written, and of weights; numel_out: elements written.
 - batch, channels_*, group, kernel_*, stride, dilation, side_*: of convolutions and pools (sides: root of the area).
 - rows x inner by inner x columns, `products` times: of products, and of convolutions and recurrent layers as such.

@@ -6,8 +6,12 @@ import msgspec
 
 from latmod.graph import Graph
 from latmod.kernels.kernel import VOLUME_DIMS, Kernel
+from latmod.kernels.nchwc import DOMAIN
 
 NAIVE = "Conv naive"
+DILATED = "/dilated"
+"""Ends kinds of convolutions that are made in a slower way where they are dilated."""
+_OWN_FORMS = ("Conv 3x3", "Conv depthwise")
 _TIME_DIMS = 3
 _KEPT_TOGETHER = 4
 _MOST_DIMS = 5
@@ -48,7 +52,9 @@ def changed_in_ncnn(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel |
     of the slow ones, at 117 or more).
 
     Some convolutions are written without vectors: 0.5 to 5 multiply-adds a nanosecond, where others make 40 and more
-    (rare-zen5). `found` are the kernels in onnxruntime; what differs is returned by its place among them.
+    (rare-zen5). Dilated ones have no Winograd, and depthwise ones nothing for 3x3: 92 multiply-adds a nanosecond for
+    153, 15 for 24 (segmenter-zen5, kernels-more-zen5). `found` are the kernels in onnxruntime; what differs is returned
+    by its place among them.
     """
     changes = ((place, _changed(graph, kernel)) for place, kernel in enumerate(found))
     return {place: changed for place, changed in changes if changed is not None}
@@ -57,7 +63,14 @@ def changed_in_ncnn(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel |
 def _changed(graph: Graph, kernel: Kernel) -> Kernel | None:
     if _takes_rows_apart(kernel):
         return _copying(graph, kernel)
-    return msgspec.structs.replace(kernel, kind=NAIVE) if _is_naive(kernel) else None
+    if _is_naive(kernel):
+        return msgspec.structs.replace(kernel, kind=NAIVE)
+    return msgspec.structs.replace(kernel, kind=f"{kernel.kind}{DILATED}") if _is_slower_dilated(kernel) else None
+
+
+def _is_slower_dilated(kernel: Kernel) -> bool:
+    """Tell whether a convolution is a dilated one of a form for which ncnn has another way where it is not."""
+    return kernel.number("dilation") > 1.0 and kernel.kind.startswith(DOMAIN) and kernel.kind.endswith(_OWN_FORMS)
 
 
 def _is_naive(kernel: Kernel) -> bool:

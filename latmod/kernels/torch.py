@@ -25,7 +25,7 @@ _ROW, _FEW_FILTERS, _FEW_FILTERS_ROW = 28, 96, 147
 
 # oneDNN's jit_uni_dw_conv_kernel_utils: so many pixels of a row at once, and no more padding beside one, with vectors
 # of 16 and of fewer elements. What it refuses is unfolded, and takes ten times as long.
-_PIXELS, _FEWER_PIXELS = 6, 4
+PIXELS, _FEWER_PIXELS = 6, 4
 
 # Maps of 1, 4 and 16 KB for each channel, enlarged by interpolation: an element takes 3.0 ns for 1.6 in maps of other
 # sizes, larger ones too (medians, kernels-zen5: 21 and 120 of more than 40 channels; kernels-spr: 4.4 for 3.5). What
@@ -76,7 +76,7 @@ def _choose(work: Rewriter, layouts: Layouts, step: Step, threads: int, block: i
         step.attributes["single_blocks"] = 1
     elif depthwise and layouts.has_channels_last(step.inputs[0]):
         step.attributes["channels_last"] = 1
-    elif depthwise and max(pads[1], pads[3]) > (_PIXELS if block == 16 else _FEWER_PIXELS):
+    elif depthwise and max(pads[1], pads[3]) > (PIXELS if block == 16 else _FEWER_PIXELS):
         step.attributes["unfolded"] = 1
 
 

@@ -86,6 +86,8 @@ class TorchCompile:
                     raise UnsupportedModelError(reason) from error
                 # Its patterns of attention match other orders of dims too (2.14), which a scale in a tensor prevents.
                 scales = False
+                # Or the weights would be held twice.
+                del module, converted, session
 
 
 class TorchCompileSession(ModuleSession):

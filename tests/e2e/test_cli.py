@@ -221,6 +221,16 @@ def test_the_state_of_this_machine_says_nothing_of_another(graph: Path) -> None:
     assert "make predictors for it with `latmod adapt`" in refused.stderr
 
 
+@pytest.mark.parametrize("command", [("predict",), ("compare",), ("plan", "--budget-ms", "20")])
+def test_a_machine_that_was_asked_for_is_named_without_advice(command: tuple[str, ...], graph: Path) -> None:
+    other = next(one for one in ("6/167/1", "25/1/1") if one not in read_machine().label)
+    target = graph.parent if command[0] == "plan" else graph
+    answer = latmod(*command, target, "--machine", other)
+    assert "hold for" in answer.stderr
+    assert "this machine is" in answer.stderr
+    assert "adapt" not in answer.stderr
+
+
 def test_here_leaves_out_what_is_known_on_other_machines_alone(predictors: Path, graph: Path) -> None:
     other = next(
         one for one in ("zen3-tract", "engines-xeon-tract") if _is_elsewhere(SHIPPED / f"kernels-{one}-1t.onnx")

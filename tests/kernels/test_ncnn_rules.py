@@ -102,3 +102,20 @@ def test_convolutions_without_vectors(
     (found,) = kernels(read_graph(path), "ncnn", isa=("avx2",))
     assert (found.kind == "Conv naive") is naive
     assert found.number("macs") > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("segmenter-10256", {"com.microsoft.nchwc::Conv 3x3/dilated"}),
+        ("segmenter-38461", {"com.microsoft.nchwc::Conv depthwise/dilated"}),
+    ],
+)
+def test_dilated_ones_are_of_other_kinds_where_ncnn_has_a_way_for_those_that_are_not(
+    name: str, kinds: set[str]
+) -> None:
+    (path,) = (GRAPHS.parents[1] / "segmenter-zen5" / "graphs").glob(f"{name}-*.onnx")
+    found = kernels(read_graph(path), "ncnn", isa=("avx512f",))
+    dilated = {kernel.kind for kernel in found if kernel.number("dilation") > 1 and kernel.number("kernel_h") > 1}
+    assert dilated == kinds
+    assert all(kernel.number("dilation") > 1 for kernel in found if kernel.kind.endswith("/dilated"))

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+import torch
+
 from latmod.graph import Graph, read_graph
 from latmod.kernels import Kernel, kernels
 
@@ -43,3 +46,12 @@ def test_element_wise_work_is_one_loop_with_what_it_goes_on_with() -> None:
     )
     done = {node for kernel in in_onnxruntime for node in kernel.nodes}
     assert {node for kernel in found for node in kernel.nodes} <= done
+
+
+@pytest.mark.parametrize(("dilation", "form"), [(1, "depthwise"), (6, "depthwise"), (7, "unfolded")])
+def test_depthwise_convolutions_with_wide_padding_are_unfolded(dilation: int, form: str, tmp_path: Path) -> None:
+    path = tmp_path / "dilated.onnx"
+    net = torch.nn.Conv2d(8, 8, 3, padding=dilation, dilation=dilation, groups=8)
+    torch.onnx.export(net, (torch.zeros(1, 8, 28, 28),), str(path), dynamo=False)
+    (found,) = kernels(read_graph(path), "torch-compile", isa=("avx512f",))
+    assert found.kind == f"Conv {form}"
