@@ -17,6 +17,7 @@ GENERATED = (
     "inception",
     "language",
     "largekernel",
+    "mixer",
     "mobile",
     "plain",
     "recent",
