@@ -184,7 +184,7 @@ class Shapely(nn.Module):
     """Reshape, cut, widen, split, pad and pick: what exporters write with shapes and positions as tensors."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = nn.functional.pad(x, [0, 1, 2, 0])[:, :, 2:, :4] + x[:, 2].unsqueeze(1)
+        x = nn.functional.pad(x, [0, 1, 2, 0], value=0.5)[:, :, 1:5, :4] + x[:, 2].unsqueeze(1)
         left, right = x[:, 1:].reshape(2, 3, 8, 2).split([3, 5], dim=2)
         wide = left.sum(dim=1, keepdim=True).unsqueeze(0).expand(1, 2, 3, 3, 2)
         return torch.cat([wide.flatten(0, 1).flatten(1), right[:, :, ::2].flatten(1)], dim=1)

@@ -291,10 +291,11 @@ def _literal_call(module: "fx.GraphModule", node: "fx.Node") -> "tuple[Callable[
         return torch.split, (numbers[0], part.axis)
     if kind == "OnnxGather" and _shape(node.args[1]) == ():
         return torch.select, (part._axis, numbers[0][0])
-    if kind == "OnnxPadDynamic" and part.mode == "constant" and numbers[1:] in ([], [[0]]):
+    if kind == "OnnxPadDynamic" and part.mode == "constant" and len(numbers) < 3 and None not in numbers:
         before, after = numbers[0][: len(numbers[0]) // 2], numbers[0][len(numbers[0]) // 2 :]
         pairs = zip(reversed(before), reversed(after), strict=True)
-        return torch.nn.functional.pad, ([size for pair in pairs for size in pair],)
+        filling = float(_constant(module, node.args[2]).item()) if len(numbers) > 1 else 0.0
+        return torch.nn.functional.pad, ([size for pair in pairs for size in pair], "constant", filling)
     if kind == "OnnxSlice" and None not in numbers:
         slices = _slices(len(_shape(node)), *(one for one in numbers if one is not None))
         return (operator.getitem, (slices,)) if slices is not None else None
@@ -345,8 +346,13 @@ def _numbers(module: "fx.GraphModule", node: object) -> list[int] | None:
     """Return what a constant of a graph holds, in whole numbers; None for anything else."""
     if getattr(node, "op", "") != "get_attr":
         return None
-    value: torch.Tensor = attrgetter(str(node.target))(module)  # type: ignore[attr-defined]
+    value = _constant(module, node)
     return [int(one) for one in value.flatten().tolist()] if bool(value.isfinite().all()) else None
+
+
+def _constant(module: "fx.GraphModule", node: object) -> "torch.Tensor":
+    value: torch.Tensor = attrgetter(str(node.target))(module)  # type: ignore[attr-defined]
+    return value
 
 
 def _slices(
