@@ -1,3 +1,4 @@
+import math
 import os
 import signal
 import subprocess
@@ -87,3 +88,14 @@ def test_models_in_torch_have_a_process_each_and_in_others_share_one(graph: Path
         for reply in replies:
             assert isinstance(reply, BurstReply)
             assert reply.settings["process"] == told
+
+
+def test_an_output_that_is_not_finite_is_told_in_numbers() -> None:
+    """Of infinities and NaN alike JSON makes null, which is no answer."""
+    np = pytest.importorskip("numpy")
+    from latmod.worker.__main__ import _digest
+
+    told = _digest([np.array([np.inf, -np.inf, np.inf, np.nan, 2.0])])
+    assert all(math.isfinite(figure) for figure in told)
+    assert told[0] > 1e38
+    assert told[-1] == 2.0

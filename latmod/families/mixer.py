@@ -113,6 +113,7 @@ class Modulated(nn.Module):
         """Keep the number of channels."""
         super().__init__()
         self.sizes = [channels, channels, levels + 1]
+        self.norm = nn.GroupNorm(1, channels)
         self.first = nn.Conv2d(channels, sum(self.sizes), 1)
         self.convs = nn.ModuleList(
             nn.Conv2d(channels, channels, kernel + 2 * level, padding=kernel // 2 + level, groups=channels, bias=False)
@@ -122,7 +123,7 @@ class Modulated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run over batch x channels x height x width."""
-        query, context, gates = torch.split(self.first(x), self.sizes, dim=1)
+        query, context, gates = torch.split(self.first(self.norm(x)), self.sizes, dim=1)
         seen = []
         for level, conv in enumerate(self.convs):
             context = functional.gelu(conv(context))

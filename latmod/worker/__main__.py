@@ -41,6 +41,7 @@ from latmod.worker.messages import (
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _OUTPUT_HEAD = 8
+_LARGEST = 3.4e38
 
 
 def main(runtime_name: str, threads: int, memory_bytes: int, bound: bool) -> None:
@@ -219,7 +220,8 @@ def _digest(outputs: list[np.ndarray]) -> tuple[float, ...]:
     """Return the largest absolute value, the mean and the first values of the first output."""
     if not outputs:
         return ()
-    first = np.nan_to_num(np.asarray(outputs[0], dtype=np.float64).ravel())
+    # Means of what is infinite stay numbers, which JSON can tell.
+    first = np.clip(np.nan_to_num(np.asarray(outputs[0], dtype=np.float64).ravel()), -_LARGEST, _LARGEST)
     figures = (np.abs(first).max(initial=0.0), first.mean() if first.size else 0.0, *first[:_OUTPUT_HEAD])
     return tuple(float(f"{figure:.6g}") for figure in figures)
 
