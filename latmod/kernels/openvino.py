@@ -19,6 +19,7 @@ _IMAGE_DIMS = 4
 _FLOAT_BYTES, _PAGE_BYTES, _CROWDING = 4, 4096, range(17, 65)
 _MOST_PIXELS, _MOST_CACHED_BYTES, _FEW_CHANNELS, _VECTOR_PIXELS = 4096, 2**19, 64, 16
 _CHAINED = frozenset({"Add", "BatchNormalization", "Div", "Mul", "Pow", "Sub", "Sum"})
+_CHANNELS_LAST = frozenset({"Concat", "Conv"})
 _ENDING = frozenset({"Elu", "LeakyRelu", "Relu"})
 """Kinds that OpenVINO compiles into one piece with what goes before, the second ones as its end.
 
@@ -44,6 +45,9 @@ def changed_in_openvino(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kern
     of channels: 0.2 to 0.9 ns an element, and 3 to 6 where the same pixels of more than 16 channels are whole pages
     apart, so that one pushes another out of the cache: 39 % of the time of LR-ASPP (kernels-more-zen5: 9 such of 19 to
     32 channels, 19 others; of 66 channels it is as quick as others).
+
+    A split of a convolution's channels of which no part is convolved or put together again turns them into planes, 1.8
+    to 3.2 ns an element, and 8 to 9 where pixels are whole pages apart (mixer-zen5: 79 and 7; 539 others 0.03 to 0.65).
     """
     places = {node: place for place, kernel in enumerate(found) for node in kernel.nodes}
     changed = _returned(graph, found)
@@ -57,6 +61,8 @@ def changed_in_openvino(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kern
         if shuffled and all(one.name in places for one in shuffled):
             changed |= dict.fromkeys(places[one.name] for one in shuffled[:-1])
             changed[place] = _shuffling(graph, found[place], shuffled)
+        if node.op == "Split" and _gives_planes(graph, node):
+            changed[place] = msgspec.structs.replace(found[place], kind=_planes(found[place]))
         source = graph.producer(node.inputs[0]) if node.op == "LayerNormalization" else None
         if source is not None and source.op == "Transpose":
             changed[place] = msgspec.structs.replace(found[place], kind=_turned(graph, source.outputs[0]))
@@ -79,6 +85,20 @@ def _turned(graph: Graph, name: str) -> str:
     large = _FLOAT_BYTES * pixels * channels > _MOST_CACHED_BYTES
     crowded = _FLOAT_BYTES * pixels % _PAGE_BYTES == 0 or (written and large)
     return "LayerNormalization/turned" + (AT_ONE_PLACE if crowded and pixels <= _MOST_PIXELS else "")
+
+
+def _gives_planes(graph: Graph, node: Node) -> bool:
+    """Tell whether a split gives planes of what a convolution left with channels last: nothing wants them so."""
+    shape = graph.tensors[node.inputs[0]].shape if node.inputs[0] in graph.tensors else ()
+    source = graph.producer(node.inputs[0])
+    if len(shape) != _IMAGE_DIMS or node.integer("axis", 0) % _IMAGE_DIMS != 1 or source is None or source.op != "Conv":
+        return False
+    return not any(reader.op in _CHANNELS_LAST for part in node.outputs for reader in graph.consumers(part))
+
+
+def _planes(kernel: Kernel) -> str:
+    pixels = prod(kernel.inputs[0][2:])
+    return "Split/planes" + ("" if _FLOAT_BYTES * pixels % _PAGE_BYTES else AT_ONE_PLACE)
 
 
 def _returned(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel | None]:

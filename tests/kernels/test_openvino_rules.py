@@ -172,3 +172,19 @@ def test_few_images_of_64_128_or_256_channels_are_turned_slowly() -> None:
                 assert slow == kernel.kind.endswith("/at one place"), (one.model, kernel)
                 channels |= {kernel.outputs[0][-1]} if slow else set()
     assert {64, 128} < channels
+
+
+def test_a_split_gives_planes_where_nothing_wants_channels_last() -> None:
+    """Of what a convolution makes score, key and value of: 2 ns an element, 8 of whole pages of pixels, as told."""
+    folder = DatasetFolder(DATASETS / "mixer-zen5")
+    own = labelled_models(folder, ["openvino"], corrections(folder))["openvino"]
+    told = [
+        (kernel.kind, ns / (kernel.number("bytes_in") / 4.0))
+        for model in own
+        for kernel, ns in zip(model.kernels, model.kernel_ns, strict=True)
+        if kernel.op == "Split" and isfinite(ns) and len(kernel.inputs[0]) == 4
+    ]
+    per_element = {kind: [ns for one, ns in told if one == kind] for kind in {kind for kind, _ in told}}
+    assert per_element.keys() == {"Split", "Split/planes", "Split/planes/at one place"}
+    assert max(per_element["Split"]) < 1.0 < min(per_element["Split/planes"])
+    assert max(per_element["Split/planes"]) < 4.0 < min(per_element["Split/planes/at one place"])
