@@ -8,6 +8,7 @@ import msgspec
 from latmod.graph import Graph, Node
 from latmod.kernels.chains import chained
 from latmod.kernels.kernel import AT_ONE_PLACE, Kernel
+from latmod.kernels.parts import joined_parts
 
 # oneDNN's jit_uni_lrn: windows of five channels, vectors of eight; anything else element by element, with a power each.
 _WINDOW, _VECTOR = 5, 8
@@ -48,12 +49,14 @@ def changed_in_openvino(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kern
 
     A split of a convolution's channels of which no part is convolved or put together again turns them into planes, 1.8
     to 3.2 ns an element, and 8 to 9 where pixels are whole pages apart (mixer-zen5: 79 and 7; 539 others 0.03 to 0.65).
+    Parts that are convolved alike and put together again are one convolution with groups, told by the name of the norm
+    behind them.
     """
     places = {node: place for place, kernel in enumerate(found) for node in kernel.nodes}
-    changed = _returned(graph, found)
+    changed = _returned(graph, found) | joined_parts(graph, found, places)
     for node in graph.nodes:
         place = places.get(node.name, -1)
-        if place < 0:
+        if place < 0 or place in changed:
             continue
         if node.op == "LRN" and not _fits_vectors(node, found[place]):
             changed[place] = found[place].with_numbers(steps=found[place].number("steps") * _POWER_STEPS)

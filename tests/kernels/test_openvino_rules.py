@@ -188,3 +188,26 @@ def test_a_split_gives_planes_where_nothing_wants_channels_last() -> None:
     assert per_element.keys() == {"Split", "Split/planes", "Split/planes/at one place"}
     assert max(per_element["Split"]) < 1.0 < min(per_element["Split/planes"])
     assert max(per_element["Split/planes"]) < 4.0 < min(per_element["Split/planes/at one place"])
+
+
+def test_parts_that_are_convolved_alike_are_one_convolution() -> None:
+    """As told by the name of the norm behind them; those of kernels of several sizes stay apart."""
+    folder = DatasetFolder(DATASETS / "mixer-zen5")
+    own = labelled_models(folder, ["openvino"], corrections(folder))["openvino"]
+    joined = 0
+    for model in own:
+        graph = read_graph(folder.graph_path(model.model))
+        like = {node: kernel for kernel in kernels(graph, "onnxruntime", isa=("avx512f",)) for node in kernel.nodes}
+        written = {node.name: node.op for node in graph.nodes}
+        for kernel, ns in zip(model.kernels, model.kernel_ns, strict=True):
+            if kernel.kind != "Conv grouped/parts":
+                continue
+            joined += 1
+            count = int(kernel.number("group"))
+            ops = [written[node] for node in kernel.nodes]
+            assert ops[: count + 3] == ["Conv"] * count + ["Split", "Concat", "BatchNormalization"]
+            assert count > 1
+            assert kernel.number("macs") == sum(like[node].number("macs") for node in kernel.nodes[:count])
+            assert kernel.outputs == like[kernel.nodes[count + 1]].outputs
+            assert 20.0 < kernel.number("macs") / ns < 250.0
+    assert joined == 150
