@@ -194,7 +194,7 @@ def test_parts_that_are_convolved_alike_are_one_convolution() -> None:
     """As told by the name of the norm behind them; those of kernels of several sizes stay apart."""
     folder = DatasetFolder(DATASETS / "mixer-zen5")
     own = labelled_models(folder, ["openvino"], corrections(folder))["openvino"]
-    joined = 0
+    rates = []
     for model in own:
         graph = read_graph(folder.graph_path(model.model))
         like = {node: kernel for kernel in kernels(graph, "onnxruntime", isa=("avx512f",)) for node in kernel.nodes}
@@ -202,12 +202,12 @@ def test_parts_that_are_convolved_alike_are_one_convolution() -> None:
         for kernel, ns in zip(model.kernels, model.kernel_ns, strict=True):
             if kernel.kind != "Conv grouped/parts":
                 continue
-            joined += 1
+            rates.append(kernel.number("macs") / ns)
             count = int(kernel.number("group"))
             ops = [written[node] for node in kernel.nodes]
             assert ops[: count + 3] == ["Conv"] * count + ["Split", "Concat", "BatchNormalization"]
             assert count > 1
             assert kernel.number("macs") == sum(like[node].number("macs") for node in kernel.nodes[:count])
             assert kernel.outputs == like[kernel.nodes[count + 1]].outputs
-            assert 20.0 < kernel.number("macs") / ns < 250.0
-    assert joined == 150
+    assert len(rates) == 150
+    assert 60.0 < median(rates) < 134.0, "a core of Zen 5 does 32 multiply-adds in each of 4.2 cycles a nanosecond"
