@@ -236,7 +236,9 @@ def test_the_specs_of_another_family_are_refused() -> None:
 
 def test_the_space_of_every_family_draws() -> None:
     spaces = sorted(
-        path for folder in ("big", "kernels", "rare", "slim") for path in bundled_spaces()[folder].glob("*.toml")
+        path
+        for folder in ("big", "kernels", "mixer", "rare", "segmenter", "slim")
+        for path in bundled_spaces()[folder].glob("*.toml")
     )
     assert {load_space(path, FAMILIES).family for path in spaces} == {*GENERATED, "resnet"}
     names = [name for path in spaces for name, _ in draw(load_space(path, FAMILIES), FAMILIES)]

@@ -14,7 +14,7 @@ from latmod.kernels.rewriting import Rewriter, Step
 
 _BINARY = frozenset({"Add", "Mul", "Sub", "Div"})
 # A transpose that goes into one of these may come out again.
-_PASSED = _BINARY | {"Concat", "Neg", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Tanh", "Unsqueeze"}
+_PASSED = _BINARY | {"Concat", "Neg", "Relu", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Tanh", "Unsqueeze"}
 _MAX_PASSES = 8
 
 
@@ -253,7 +253,7 @@ def _push_through_sums(work: Rewriter) -> bool:
 def _push_through_elements(work: Rewriter) -> bool:
     """Compute element by element, or join, first and transpose what comes of it: the keys of rotary embeddings."""
     changed = False
-    for step in work.live(*_BINARY, "Concat", "Neg"):
+    for step in work.live(*_BINARY, "Concat", "Neg", "Relu"):
         fixed = {name for name in step.inputs if name in work.static}
         before = [_movable(work, step, name) for name in step.inputs if name not in fixed]
         turned = [one for one in before if one is not None]
