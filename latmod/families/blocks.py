@@ -99,6 +99,12 @@ def projection(channels: int, filters: int, stride: int) -> nn.Module:
     return ConvUnit(channels, filters, 1, stride=stride, act="none")
 
 
+def in_parts(x: Tensor, sizes: int | list[int], convolutions: nn.ModuleList) -> Tensor:
+    """Convolve each part of the channels by itself, and put the parts together again; `sizes` are theirs."""
+    parts = torch.split(x, sizes, dim=1)
+    return torch.cat([conv(part) for conv, part in zip(convolutions, parts, strict=True)], dim=1)
+
+
 class SqueezeExcite(nn.Module):
     """Weigh channels by what a small network makes of their means (Hu et al. 2018, arXiv:1709.01507).
 

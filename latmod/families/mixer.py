@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from latmod.families.blocks import ConvUnit, Head
+from latmod.families.blocks import ConvUnit, Head, in_parts
 from latmod.families.choices import Choices
 from latmod.families.generated import GeneratedSpec
 from latmod.families.hybrid import to_image, to_rows
@@ -140,7 +140,8 @@ class Parted(nn.Module):
     def __init__(self, channels: int, parts: int, ratio: int, act: str) -> None:
         """Keep the number of channels, a multiple of `parts` (Tan and Le 2019, arXiv:1907.09595)."""
         super().__init__()
-        own, wide = channels // parts, ratio * channels // parts
+        self.own = own = channels // parts
+        self.wide = wide = ratio * channels // parts
         self.widen = nn.ModuleList(nn.Conv2d(own, wide, 1, bias=False) for _ in range(parts))
         self.convs = nn.ModuleList(
             nn.Conv2d(wide, wide, 3 + 2 * part, padding=1 + part, groups=wide, bias=False) for part in range(parts)
@@ -151,15 +152,10 @@ class Parted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run over batch x channels x height x width."""
-        y = self.act(self.norms[0](_parted(x, self.widen)))
-        y = self.act(self.norms[1](_parted(y, self.convs)))
-        output: Tensor = x + self.norms[2](_parted(y, self.narrow))
+        y = self.act(self.norms[0](in_parts(x, self.own, self.widen)))
+        y = self.act(self.norms[1](in_parts(y, self.wide, self.convs)))
+        output: Tensor = x + self.norms[2](in_parts(y, self.wide, self.narrow))
         return output
-
-
-def _parted(x: Tensor, convs: nn.ModuleList) -> Tensor:
-    parts = torch.split(x, x.shape[1] // len(convs), dim=1)
-    return torch.cat([conv(part) for conv, part in zip(convs, parts, strict=True)], dim=1)
 
 
 class Wide(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from latmod.families.blocks import ConvUnit, Head
+from latmod.families.blocks import ConvUnit, Head, in_parts
 from latmod.families.choices import Choices
 from latmod.families.generated import GeneratedSpec
 
@@ -103,9 +103,7 @@ class Mixed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the block."""
-        parts = torch.split(x, self.sizes, dim=1)
-        y = torch.cat([conv(part) for conv, part in zip(self.convs, parts, strict=True)], dim=1)
-        output: Tensor = x + self.out(self.act(self.norm(y)))
+        output: Tensor = x + self.out(self.act(self.norm(in_parts(x, self.sizes, self.convs))))
         return output
 
 

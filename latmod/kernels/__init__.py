@@ -73,21 +73,18 @@ def kernels(graph: Graph, rules: str, *, isa: Iterable[str] = (), threads: int =
     """
     block = channel_block(isa)
     if rules != "onnxruntime" and rules not in _CHANGES:
-        eager = describe(run_eagerly(graph, threads=threads, block=block))
-        return tuple([without_padding(kernel, rules) for kernel in eager])
-    found = describe(optimise(graph, block=1 if rules in _UNBLOCKED else block, gelus=_GELUS.get(rules, GELUS)))
-    if rules == "onnxruntime":
-        return tuple([without_padding(kernel, rules) for kernel in found])
-    return adjusted(graph, rules, found)
+        return adjusted(graph, rules, describe(run_eagerly(graph, threads=threads, block=block)))
+    found = optimise(graph, block=1 if rules in _UNBLOCKED else block, gelus=_GELUS.get(rules, GELUS))
+    return adjusted(graph, rules, describe(found))
 
 
 def adjusted(graph: Graph, rules: str, found: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
     """Return kernels by some rules, made of those by the nearest; the very same where nothing differs."""
+    plain = tuple([without_padding(kernel, rules) for kernel in found])
     if rules not in _CHANGES:
-        return found
+        return plain
     ops = {node.name: node.op for node in graph.nodes}
     whole = {node.name for node in graph.nodes if rules in _FORGOING and takes_all(node, graph)}
-    plain = (without_padding(kernel, rules) for kernel in found)
     own = tuple(_as_the_file_says(ops, _writing_the_files_values(graph, kernel)) for kernel in plain)
     changed: dict[int, Kernel | None] = {place: None for place, kernel in enumerate(own) if not kernel.nodes}
     changed |= {place: None for place, kernel in enumerate(own) if kernel.nodes and whole.issuperset(kernel.nodes)}

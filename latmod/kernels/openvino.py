@@ -20,13 +20,16 @@ _IMAGE_DIMS = 4
 _FLOAT_BYTES, _PAGE_BYTES, _CROWDING = 4, 4096, range(17, 65)
 _MOST_PIXELS, _MOST_CACHED_BYTES, _FEW_CHANNELS, _VECTOR_PIXELS = 4096, 2**19, 64, 16
 _CHAINED = frozenset({"Add", "BatchNormalization", "Div", "Mul", "Pow", "Sub", "Sum"})
-_CHANNELS_LAST = frozenset({"Concat", "Conv"})
 _ENDING = frozenset({"Elu", "LeakyRelu", "Relu"})
 """Kinds that OpenVINO compiles into one piece with what goes before, the second ones as its end.
 
 By its counters always, where the shapes are the same and nothing else reads what lies between (kernels-engines-zen4:
 262 of 262 pairs; kernels-engines-spr: 363 of 366). Other element-wise ones, as GELU, never are.
 """
+
+
+_CHANNELS_LAST = frozenset({"Concat", "Conv"})
+"""What reads a map with its channels last."""
 
 
 def changed_in_openvino(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel | None]:
@@ -65,7 +68,8 @@ def changed_in_openvino(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kern
             changed |= dict.fromkeys(places[one.name] for one in shuffled[:-1])
             changed[place] = _shuffling(graph, found[place], shuffled)
         if node.op == "Split" and _gives_planes(graph, node):
-            changed[place] = msgspec.structs.replace(found[place], kind=_planes(found[place]))
+            kind = "Split/planes" + (AT_ONE_PLACE if _fills_pages(found[place].inputs[0][2:]) else "")
+            changed[place] = msgspec.structs.replace(found[place], kind=kind)
         source = graph.producer(node.inputs[0]) if node.op == "LayerNormalization" else None
         if source is not None and source.op == "Transpose":
             changed[place] = msgspec.structs.replace(found[place], kind=_turned(graph, source.outputs[0]))
@@ -86,7 +90,7 @@ def _turned(graph: Graph, name: str) -> str:
     pixels, channels = prod(shape[1:-1]), shape[-1]
     written = channels >= _FEW_CHANNELS and channels & (channels - 1) == 0 and pixels % _VECTOR_PIXELS == 0
     large = _FLOAT_BYTES * pixels * channels > _MOST_CACHED_BYTES
-    crowded = _FLOAT_BYTES * pixels % _PAGE_BYTES == 0 or (written and large)
+    crowded = _fills_pages(shape[1:-1]) or (written and large)
     return "LayerNormalization/turned" + (AT_ONE_PLACE if crowded and pixels <= _MOST_PIXELS else "")
 
 
@@ -99,9 +103,9 @@ def _gives_planes(graph: Graph, node: Node) -> bool:
     return not any(reader.op in _CHANNELS_LAST for part in node.outputs for reader in graph.consumers(part))
 
 
-def _planes(kernel: Kernel) -> str:
-    pixels = prod(kernel.inputs[0][2:])
-    return "Split/planes" + ("" if _FLOAT_BYTES * pixels % _PAGE_BYTES else AT_ONE_PLACE)
+def _fills_pages(sides: Sequence[int]) -> bool:
+    """Tell whether a channel's pixels are whole pages, so that all channels lie at one place of the cache."""
+    return _FLOAT_BYTES * prod(sides) % _PAGE_BYTES == 0
 
 
 def _returned(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel | None]:
@@ -111,9 +115,9 @@ def _returned(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel | None]
     for place, kernel in enumerate(found):
         shapes = [maps[name] for name in kernel.values if name in maps]
         if shapes and not kernel.nodes:
-            channels, pixels = shapes[0][1], prod(shapes[0][2:])
-            apart = _FLOAT_BYTES * pixels % _PAGE_BYTES or channels not in _CROWDING
-            kind = _RETURNED if apart else _RETURNED + AT_ONE_PLACE
+            channels = shapes[0][1]
+            crowded = _fills_pages(shapes[0][2:]) and channels in _CROWDING
+            kind = _RETURNED + (AT_ONE_PLACE if crowded else "")
             named = kernel.with_numbers(channels_out=float(channels))
             changed[place] = msgspec.structs.replace(named, op=_RETURNED, kind=kind, label=kernel.values[0])
     return changed

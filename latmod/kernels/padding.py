@@ -51,9 +51,9 @@ _SKIPPED: Mapping[str, _Share] = {
 """What is left of a dilated convolution over images; all of it in other runtimes.
 
 Measured on Zen 5, 3 x 3, 256 to 256 channels of 28 x 28, dilations of 2, 6, 12 and 24, of which 0.90, 0.73, 0.51 and
-0.18 is on the map, over a dilation of 1: OpenVINO 0.94, 0.85, 0.59, 0.25, torch-compile 0.93, 0.84, 0.60, 0.25, torch
-0.95, 0.83, 0.61, 0.29, onnxruntime 0.98, 0.97, 0.84, 0.30; tract 1.0 to 1.2. MNN and ncnn have no Winograd for these:
-2.9 and 2.5 at 2, 2.9 at 24. Of 14 x 14, where a dilation of 24 reaches nothing, torch takes as long as for one of 1.
+0.18 is on the map, over a dilation of 1: OpenVINO 0.97, 0.82, 0.58, 0.24, torch-compile 0.96, 0.80, 0.58, 0.25, torch
+0.96, 0.80, 0.60, 0.29, onnxruntime 0.99, 0.96, 0.83, 0.30; tract 1.0 to 1.1. MNN and ncnn have no Winograd for these:
+3.1, and 2.7 to 2.9. Of 14 x 14, where a dilation of 24 reaches nothing, torch takes as long as for one of 1.
 
 onnxruntime goes through places at a row's ends one by one, where some taps are on the map (snchwc.cpp): 1.6 to 1.95
 times as long for each tap as elsewhere, in seven of these.

@@ -21,17 +21,17 @@ def joined_parts(graph: Graph, found: Sequence[Kernel], places: Mapping[str, int
 
     By the places among the kernels, `places` being those of nodes; None for what is gone.
     """
+    alone = {kernel.nodes[0]: place for place, kernel in enumerate(found) if len(kernel.nodes) == 1}
     changed: dict[int, Kernel | None] = {}
     for node in graph.nodes:
         convolutions = _convolutions_of_parts(graph, node) if node.op == "Concat" else ()
         split = graph.producer(convolutions[0].inputs[0]) if convolutions else None
         names = [*(one.name for one in convolutions), *([split.name, node.name] if split is not None else [])]
-        if not names or any(found[places.get(name, 0)].nodes != (name,) for name in names):
+        if not names or not alone.keys() >= {*names}:
             continue
-        first = found[places[names[0]]]
+        first, union = found[alone[names[0]]], found[alone[node.name]]
         count = float(len(convolutions))
         numbers = {name: count * first.number(name) for name in _SUMMED} | {"group": count, "products": count}
-        union = found[places[node.name]]
         joined = msgspec.structs.replace(
             first.with_numbers(**numbers),
             kind=KIND,
@@ -39,13 +39,13 @@ def joined_parts(graph: Graph, found: Sequence[Kernel], places: Mapping[str, int
             outputs=union.outputs,
             values=union.values,
         )
-        changed |= dict.fromkeys(places[name] for name in names)
+        changed |= dict.fromkeys(alone[name] for name in names)
         behind = graph.consumers(node.outputs[0])
         norm = places.get(behind[0].name, -1) if len(behind) == 1 and behind[0].op == "BatchNormalization" else -1
         if norm >= 0:
             joined = with_work_of(joined, found[norm])
             changed[norm] = None
-        changed[places[names[0]]] = joined
+        changed[alone[names[0]]] = joined
     return changed
 
 
