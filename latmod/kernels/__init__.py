@@ -63,6 +63,9 @@ none. IsNaN stands in attention as PyTorch exports it with a mask: MNN refused 1
 _MADE_CONVOLUTIONS = ("BatchNormalization", "Mul")
 """What onnxruntime makes depthwise convolutions of."""
 _TAKEN_IN = ACTIVATIONS | {"Add", "Sum"}
+_RESIZING, _RESIZING_BEFORE = "Resize", "Upsample"
+"""The operator, and its name before the tenth version of ONNX, which onnxruntime's own in blocks of channels has."""
+_BY_CHANNELS = ("bytes_in", "bytes_out", "steps", "numel_out")
 
 
 def kernels(graph: Graph, rules: str, *, isa: Iterable[str] = (), threads: int = 1) -> tuple[Kernel, ...]:
@@ -85,7 +88,7 @@ def adjusted(graph: Graph, rules: str, found: tuple[Kernel, ...]) -> tuple[Kerne
         return plain
     ops = {node.name: node.op for node in graph.nodes}
     whole = {node.name for node in graph.nodes if rules in _FORGOING and takes_all(node, graph)}
-    own = tuple(_as_the_file_says(ops, _writing_the_files_values(graph, kernel)) for kernel in plain)
+    own = tuple(_as_the_file_says(graph, ops, _writing_the_files_values(graph, kernel)) for kernel in plain)
     changed: dict[int, Kernel | None] = {place: None for place, kernel in enumerate(own) if not kernel.nodes}
     changed |= {place: None for place, kernel in enumerate(own) if kernel.nodes and whole.issuperset(kernel.nodes)}
     changed |= _CHANGES[rules](graph, own)
@@ -101,12 +104,26 @@ def _writing_the_files_values(graph: Graph, kernel: Kernel) -> Kernel:
     return kernel if values == kernel.values else msgspec.structs.replace(kernel, values=values)
 
 
-def _as_the_file_says(ops: Mapping[str, str], kernel: Kernel) -> Kernel:
-    """Return a norm or a scale as such where onnxruntime makes a convolution of it, to stay in its blocks."""
+def _as_the_file_says(graph: Graph, ops: Mapping[str, str], kernel: Kernel) -> Kernel:
+    """Return as such what onnxruntime makes something else of, to stay in its blocks: norms, scales, resizes."""
+    if kernel.op.removeprefix(DOMAIN) == _RESIZING_BEFORE:
+        return _resizing(graph, kernel)
     first = ops[kernel.nodes[0]] if kernel.nodes and kernel.op == f"{DOMAIN}Conv" else ""
     if first not in _MADE_CONVOLUTIONS or any(ops[node] not in _TAKEN_IN for node in kernel.nodes[1:]):
         return kernel
     return kernel.element_wise(first)
+
+
+def _resizing(graph: Graph, kernel: Kernel) -> Kernel:
+    """Return a resize as all others are called, of the channels that the file says, not of whole blocks of them."""
+    resize = msgspec.structs.replace(kernel, op=_RESIZING, kind=kernel.kind.replace(kernel.op, _RESIZING))
+    if not kernel.op.startswith(DOMAIN):
+        return resize
+    out, (blocked,) = graph.tensors[kernel.values[0]].shape, kernel.outputs
+    held = out[1] / blocked[1]
+    resize = resize.with_numbers(**{name: kernel.number(name) * held for name in _BY_CHANNELS})
+    inputs = tuple((shape[0], out[1], *shape[2:]) for shape in kernel.inputs)
+    return msgspec.structs.replace(resize, inputs=inputs, outputs=(out,))
 
 
 def refused(graph: Graph, rules: str) -> str:
