@@ -233,7 +233,7 @@ def test_a_machine_that_was_asked_for_is_named_without_advice(command: tuple[str
 
 def test_here_leaves_out_what_is_known_on_other_machines_alone(predictors: Path, graph: Path) -> None:
     other = next(
-        one for one in ("zen3-tract", "engines-xeon-tract") if _is_elsewhere(SHIPPED / f"kernels-{one}-1t.onnx")
+        one for one in ("engines-zen3-tract", "engines-xeon-tract") if _is_elsewhere(SHIPPED / f"kernels-{one}-1t.onnx")
     )
     shipped = SHIPPED / f"kernels-{other}-1t.onnx"
     found = latmod("predict", graph, "--predictor", predictors, "--predictor", shipped, "--here", "--format", "json")
