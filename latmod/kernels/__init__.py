@@ -9,7 +9,7 @@ from latmod.kernels.activations import HALVED
 from latmod.kernels.describing import describe
 from latmod.kernels.kernel import ACTIVATIONS, FIELDS, Kernel
 from latmod.kernels.mnn import changed_in_mnn
-from latmod.kernels.nchwc import DOMAIN
+from latmod.kernels.nchwc import DOMAIN, RESIZE, UPSAMPLE
 from latmod.kernels.ncnn import changed_in_ncnn, refused_by_ncnn
 from latmod.kernels.onnxruntime import GELUS, optimise
 from latmod.kernels.openvino import changed_in_openvino
@@ -63,9 +63,8 @@ none. IsNaN stands in attention as PyTorch exports it with a mask: MNN refused 1
 _MADE_CONVOLUTIONS = ("BatchNormalization", "Mul")
 """What onnxruntime makes depthwise convolutions of."""
 _TAKEN_IN = ACTIVATIONS | {"Add", "Sum"}
-_RESIZING, _RESIZING_BEFORE = "Resize", "Upsample"
-"""The operator, and its name before the tenth version of ONNX, which onnxruntime's own in blocks of channels has."""
-_BY_CHANNELS = ("bytes_in", "bytes_out", "steps", "numel_out")
+_OF_WHOLE_BLOCKS = ("bytes_in", "bytes_out", "steps", "numel_out")
+"""What counts the channels that fill up a resize's last block."""
 
 
 def kernels(graph: Graph, rules: str, *, isa: Iterable[str] = (), threads: int = 1) -> tuple[Kernel, ...]:
@@ -106,7 +105,7 @@ def _writing_the_files_values(graph: Graph, kernel: Kernel) -> Kernel:
 
 def _as_the_file_says(graph: Graph, ops: Mapping[str, str], kernel: Kernel) -> Kernel:
     """Return as such what onnxruntime makes something else of, to stay in its blocks: norms, scales, resizes."""
-    if kernel.op.removeprefix(DOMAIN) == _RESIZING_BEFORE:
+    if kernel.op.removeprefix(DOMAIN) == UPSAMPLE:
         return _resizing(graph, kernel)
     first = ops[kernel.nodes[0]] if kernel.nodes and kernel.op == f"{DOMAIN}Conv" else ""
     if first not in _MADE_CONVOLUTIONS or any(ops[node] not in _TAKEN_IN for node in kernel.nodes[1:]):
@@ -116,12 +115,12 @@ def _as_the_file_says(graph: Graph, ops: Mapping[str, str], kernel: Kernel) -> K
 
 def _resizing(graph: Graph, kernel: Kernel) -> Kernel:
     """Return a resize as all others are called, of the channels that the file says, not of whole blocks of them."""
-    resize = msgspec.structs.replace(kernel, op=_RESIZING, kind=kernel.kind.replace(kernel.op, _RESIZING))
+    resize = msgspec.structs.replace(kernel, op=RESIZE, kind=kernel.kind.replace(kernel.op, RESIZE))
     if not kernel.op.startswith(DOMAIN):
         return resize
     out, (blocked,) = graph.tensors[kernel.values[0]].shape, kernel.outputs
     held = out[1] / blocked[1]
-    resize = resize.with_numbers(**{name: kernel.number(name) * held for name in _BY_CHANNELS})
+    resize = resize.with_numbers(**{name: kernel.number(name) * held for name in _OF_WHOLE_BLOCKS})
     inputs = tuple((shape[0], out[1], *shape[2:]) for shape in kernel.inputs)
     return msgspec.structs.replace(resize, inputs=inputs, outputs=(out,))
 

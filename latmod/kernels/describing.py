@@ -9,7 +9,7 @@ from latmod.cost import FORMULAS, PARTIAL_READS, VIEWS, Operands
 from latmod.errors import GraphError
 from latmod.graph import FLOATS, Attribute, Node, Tensor, canonical_op
 from latmod.kernels.kernel import ACTIVATION_STEPS, AT_ONE_PLACE, FIELDS, RECURRENT, Kernel, convolution_form
-from latmod.kernels.nchwc import DOMAIN
+from latmod.kernels.nchwc import DOMAIN, RESIZING
 from latmod.kernels.rewriting import Rewriter, Step
 from latmod.kernels.transposes import order_of_dims
 
@@ -21,7 +21,7 @@ _ALIASES = {"SlowConv": "Conv"}
 _CORNERS = 4.0
 _BLOCK = 16
 _OTHER_FLOATS = FLOATS - {"float32"}
-_RESIZING, _PLAIN = ("Resize", "Upsample"), "nearest"
+_PLAIN = "nearest"
 _ROWWISE = frozenset({"LayerNormalization", "com.microsoft::SkipLayerNormalization", "Softmax"})
 _KINDS = {
     "com.microsoft::SkipLayerNormalization": "LayerNormalization",
@@ -146,7 +146,7 @@ def _describe(form: _Form) -> _Described:
     elif node.op == "Clip" and sum(one is not None for one in form.inputs[1:]) + len(form.attributes) == 1:
         # Not what activations do: torch has another operator for it.
         kind = "Clip/one bound"
-    elif node.op.rpartition("::")[2] in _RESIZING and (mode := str(node.attributes.get("mode", _PLAIN))) != _PLAIN:
+    elif node.op.rpartition("::")[2] in RESIZING and (mode := str(node.attributes.get("mode", _PLAIN))) != _PLAIN:
         # By element, interpolating takes 6 and 130 ns in onnxruntime, cubically the latter, and choosing 0.3 ns.
         kind = f"{kind}/{mode}" + (AT_ONE_PLACE if node.attributes.get("at_one_place") else "")
     elif node.op in _ROWWISE:

@@ -6,6 +6,9 @@ Follows `nchwc_transformer.cc`. Values in the blocked layout have their channels
 from latmod.kernels.rewriting import Rewriter, Step
 
 DOMAIN = "com.microsoft.nchwc::"
+RESIZE, UPSAMPLE = "Resize", "Upsample"
+RESIZING = (RESIZE, UPSAMPLE)
+"""The operator, and its name before the tenth version of ONNX, which onnxruntime's own in blocks of channels has."""
 _ALIGNMENT = 4
 _FUSABLE = frozenset({"Relu", "Sigmoid", "Tanh", "HardSigmoid"})
 # Element by element, so they pass the blocked layout on (onnxruntime PR 27691 and 27821).
@@ -65,7 +68,7 @@ class _Layout:
             self._norm(step)
         elif step.op in ("GlobalAveragePool", "GlobalMaxPool"):
             self._pool(step)
-        elif step.op in ("Upsample", "Resize"):
+        elif step.op in RESIZING:
             self._resize(step)
         elif step.op == "Transpose" and step.attributes.get("perm") == (0, 2, 3, 1):
             self._leave_channels_last(step)
@@ -276,7 +279,7 @@ class _Layout:
             return
         value.plain_uses -= 1
         self.work.rewire(step, [value.name])
-        step.op = f"{DOMAIN}Upsample"
+        step.op = f"{DOMAIN}{UPSAMPLE}"
         self._enter(step, value.channels)
 
     def _finish(self) -> None:

@@ -9,6 +9,7 @@ from math import prod
 from latmod.graph import Graph
 from latmod.kernels.activations import restore_gelu, restore_silu
 from latmod.kernels.layouts import Layouts, Shape
+from latmod.kernels.nchwc import RESIZING
 from latmod.kernels.rewriting import Rewriter, Step
 
 # ATen's Convolution.cpp, ConvParams::use_mkldnn: with one thread these run on torch's own im2col and Gemm instead of
@@ -47,7 +48,7 @@ def run_eagerly(graph: Graph, *, threads: int, block: int) -> Rewriter:
     for step in work.live():
         if step.op == "Conv":
             _choose(work, layouts, step, threads, block)
-        elif step.op in ("Resize", "Upsample") and prod(work.shape(step.out)[2:]) in _CROWDED:
+        elif step.op in RESIZING and prod(work.shape(step.out)[2:]) in _CROWDED:
             step.attributes["at_one_place"] = 1
         if layouts.copies(step):
             step.op = "CopyingReshape"

@@ -26,7 +26,7 @@ _PLAIN = frozenset(
 _STRIDED = "Conv depthwise/strided"
 _WRITTEN_OUT = frozenset({"Erf", "Gelu", "HardSwish", "LeakyRelu", "Sigmoid", "Softmax", "Tanh"})
 _TIDY = frozenset({"Exp", "GroupNormalization", "LayerNormalization", "SimplifiedLayerNormalization", "Softplus"})
-_BY_CHANNEL = frozenset({"BatchNormalization", "Upsample", "Resize"})
+_BY_CHANNEL = frozenset({"BatchNormalization", "Resize"})
 _SUMMING = frozenset({"Conv", "Gemm", "MatMul"})
 _MATRICES = ("Gemm weights", "MatMul weights")
 
@@ -179,11 +179,7 @@ def _images(kernel: Kernel) -> int:
 
 
 def _goes_by_channel(kernel: Kernel) -> bool:
-    known = (
-        kernel.kind.removeprefix(DOMAIN) in _BY_CHANNEL
-        and bool(kernel.outputs)
-        and len(kernel.outputs[0]) == _IMAGE_DIMS
-    )
+    known = kernel.kind in _BY_CHANNEL and bool(kernel.outputs) and len(kernel.outputs[0]) == _IMAGE_DIMS
     return known or kernel.convolves_images
 
 
