@@ -19,6 +19,10 @@ from latmod.specs import Listed, Space, draw, load_space
 MACS_PER_SECOND = 30e9
 """What one core of a recent server does in fp32, for estimates of time only; the real rate shows in the first round."""
 _OPEN_SECONDS = 0.25
+_COMPILE_SECONDS = {"torch-compile": 20.0}
+"""What opening a model takes where that writes code and compiles it: means of 9, 20 and 29 s (kernels-zen5-compile,
+mixer-zen5-compile, kernels-zen3-compile).
+"""
 _MEMORY_SHARE = 0.6
 
 
@@ -120,19 +124,18 @@ def plan_sweep(
 
 
 def estimate(card: Card) -> Estimate:
-    """Estimate what a card's sweep takes, from MACs alone."""
+    """Estimate what a card's sweep takes, from MACs and the names of the runtimes alone."""
     protocol = card.protocol
-    seconds = 0.0
-    for model in card.planned:
-        latency = model.macs / MACS_PER_SECOND
-        samples = max(protocol.burst_seconds, protocol.min_samples * latency)
-        seconds += _OPEN_SECONDS + 1.3 * samples + latency
-    repeats = len(card.runtimes) * (protocol.rounds + protocol.kernel_rounds)
+    latencies = [model.macs / MACS_PER_SECOND for model in card.planned]
+    samples = [max(protocol.burst_seconds, protocol.min_samples * latency) for latency in latencies]
+    running = sum(1.3 * burst + latency for burst, latency in zip(samples, latencies, strict=True))
+    opening = [_COMPILE_SECONDS.get(name, _OPEN_SECONDS) * len(latencies) for name in card.runtimes]
+    passes = protocol.rounds + protocol.kernel_rounds
     return Estimate(
         models=len(card.planned),
         skipped=len(card.models) - len(card.planned),
-        bursts=len(card.planned) * repeats,
-        hours=seconds * repeats / 3600,
+        bursts=len(card.planned) * len(card.runtimes) * passes,
+        hours=sum(running + own for own in opening) * passes / 3600,
         largest_memory_bytes=max((model.memory_bytes for model in card.planned), default=0),
         largest_gmacs=max((model.macs for model in card.planned), default=0) / 1e9,
     )

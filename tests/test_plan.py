@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from latmod.dataset import Protocol
@@ -43,6 +44,13 @@ def test_a_plan_counts_bursts_and_estimates_time(tiny_space: Path) -> None:
     plan = estimate(card)
     assert (plan.models, plan.skipped, plan.bursts) == (4, 0, 28)
     assert 0 < plan.hours < 1
+
+
+def test_a_runtime_that_compiles_takes_longer_by_what_compiling_takes(tiny_space: Path) -> None:
+    card = plan_sweep([tiny_space], ["fake"], Protocol(rounds=3), name="tiny")
+    compiling = msgspec.structs.replace(card, runtimes={"torch-compile": "2.14"})
+    # Four networks, three rounds.
+    assert estimate(compiling).hours - estimate(card).hours > 12 * 10 / 3600
 
 
 def test_limit_takes_a_prefix(tiny_space: Path) -> None:
