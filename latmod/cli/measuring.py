@@ -132,8 +132,9 @@ def sweep(
         max_memory_bytes=memory_bytes, shapes=shapes,
     )  # fmt: skip
     plan = estimate(card)
+    telling = f" and {protocol.kernel_rounds} of kernels" if protocol.kernel_rounds else ""
     click.echo(
-        f"{plan.models} models ({plan.skipped} left out) x {len(card.runtimes)} runtimes x {rounds} rounds = "
+        f"{plan.models} models ({plan.skipped} left out) x {len(card.runtimes)} runtimes x {rounds} rounds{telling} = "
         f"{plan.bursts} bursts, about {duration(plan.hours * 3600)}; largest model {plan.largest_gmacs:.3g} GMACs, "
         f"{plan.largest_memory_bytes / GIB:.2g} GiB -> {folder.path}",
         err=True,
