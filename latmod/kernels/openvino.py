@@ -9,6 +9,7 @@ from latmod.graph import Graph, Node
 from latmod.kernels.chains import chained
 from latmod.kernels.kernel import AT_ONE_PLACE, Kernel
 from latmod.kernels.parts import joined_parts
+from latmod.kernels.turned import turned_sources
 
 # oneDNN's jit_uni_lrn: windows of five channels, vectors of eight; anything else element by element, with a power each.
 _WINDOW, _VECTOR = 5, 8
@@ -53,10 +54,10 @@ def changed_in_openvino(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kern
     A split of a convolution's channels of which no part is convolved or put together again turns them into planes, 1.8
     to 3.2 ns an element, and 8 to 9 where pixels are whole pages apart (mixer-zen5: 79 and 7; 539 others 0.03 to 0.65).
     Parts that are convolved alike and put together again are one convolution with groups, told by the name of the norm
-    behind them.
+    behind them. What else it turns in memory first is told in `latmod.kernels.turned`.
     """
     places = {node: place for place, kernel in enumerate(found) for node in kernel.nodes}
-    changed = _returned(graph, found) | joined_parts(graph, found, places)
+    changed = _returned(graph, found) | turned_sources(graph, found, places) | joined_parts(graph, found, places)
     for node in graph.nodes:
         place = places.get(node.name, -1)
         if place < 0 or place in changed:

@@ -211,3 +211,32 @@ def test_parts_that_are_convolved_alike_are_one_convolution() -> None:
             assert kernel.outputs == like[kernel.nodes[count + 1]].outputs
     assert len(rates) == 150
     assert 60.0 < median(rates) < 134.0, "a core of Zen 5 does 32 multiply-adds in each of 4.2 cycles a nanosecond"
+
+
+def told_ns_per_element(name: str, families: tuple[str, ...]) -> dict[str, list[float]]:
+    """Return by kind what a data set's kernels took in OpenVINO, in ns for each element that they read."""
+    folder = DatasetFolder(DATASETS / name)
+    models = [one.model for one in folder.read_card().models if one.model.startswith(families)]
+    found: dict[str, list[float]] = {}
+    for one in labelled_models(folder, ["openvino"], corrections(folder), models)["openvino"]:
+        for kernel, ns in zip(one.kernels, one.kernel_ns, strict=True):
+            if isfinite(ns) and kernel.number("bytes_in"):
+                found.setdefault(kernel.kind, []).append(ns / (kernel.number("bytes_in") / 4.0))
+    return found
+
+
+def test_what_lies_otherwise_is_turned_for_the_kernel_that_reads_it() -> None:
+    """Gated parts of rows, of which one was convolved: slowly where vectors fit and all lies at one place."""
+    told = told_ns_per_element("mixer-zen5", ("mixer",))
+    quick, slow = (told[f"Gemm weights/turned{end}"] for end in ("", "/at one place"))
+    assert median(slow) > 2.0 * median(quick)
+    assert len(quick) > 4 * len(slow) > 40
+    parts = told["com.microsoft.nchwc::Conv depthwise/turned part"]
+    assert median(parts) > 1.5 * median(told["com.microsoft.nchwc::Conv depthwise"])
+
+
+def test_a_reduction_over_dims_that_lie_apart_goes_by_element() -> None:
+    told = told_ns_per_element("kernels-more-zen5", ("recent",))
+    assert min(told["ReduceMax/apart"]) > 7.0
+    near = told_ns_per_element("kernels-engines-zen5", ("varied",))
+    assert median(near["ReduceMax/across"]) < 0.5
