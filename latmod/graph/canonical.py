@@ -136,10 +136,7 @@ class _Builder:
             return node.ints("kernel_shape", ()) == source.shape[2:] and output.shape[2:] == (1, 1)
         if node.op != "ReduceMean":
             return False
-        axes = node.ints("axes", ())
-        if len(node.inputs) > 1:
-            axes = tuple(int(axis) for axis in self.graph.constants.get(node.inputs[1], ()))
-        return sorted(axis % 4 for axis in axes) == [2, 3]
+        return sorted(axis % 4 for axis in self.graph.axes(node)) == [2, 3]
 
     def build(self) -> Graph:
         """Assemble the canonical graph."""

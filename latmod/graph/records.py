@@ -93,6 +93,12 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True):
         """List the nodes that read value `name`, each once, in topological order."""
         return self.users.get(name, ())
 
+    def axes(self, node: Node) -> tuple[int, ...]:
+        """List the axes that a reduction names: an attribute in older files, an input in newer ones; () for none."""
+        if len(node.inputs) > 1:
+            return tuple(int(axis) for axis in self.constants.get(node.inputs[1], ()))
+        return node.ints("axes", ())
+
 
 # Operators that draw numbers: their results are not known at load time although nothing flows into them.
 RANDOM = frozenset(

@@ -66,8 +66,5 @@ def _is_crowded(shape: Sequence[int]) -> bool:
 def _has_dims_between(graph: Graph, node: Node) -> bool:
     """Tell whether a reduction leaves dims of more than one element between those that it is over."""
     shape = graph.tensors[node.inputs[0]].shape if node.inputs[0] in graph.tensors else ()
-    axes = node.ints("axes", ())
-    if not axes and len(node.inputs) > 1:
-        axes = tuple(int(axis) for axis in graph.constants.get(node.inputs[1], ()))
-    own = sorted(axis % len(shape) for axis in axes) if shape else []
+    own = sorted(axis % len(shape) for axis in graph.axes(node)) if shape else []
     return any(prod(shape[one + 1 : other]) > 1 for one, other in pairwise(own))
