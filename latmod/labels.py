@@ -24,6 +24,12 @@ from latmod.table import observations
 _PACKED = frozenset({"Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose", "LSTM", "GRU"})
 """Operators whose weights an engine may have packed away: the first input and the result say their shapes."""
 _SEQUENCE = "RNNSeq"
+_MOST_MACS_PER_NS = 1000.0
+"""Multiply-adds a nanosecond that no core does, not even Winograd's.
+
+Two vector units of 16 numbers make 160 at 5 GHz, and six times six results of a 3x3 convolution a fifth of the work.
+ncnn told of 0 ns for one of 10,731 kernels in kernels-engines-zen3, and its convolutions were priced at a fifteenth.
+"""
 
 
 class LabelledModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,7 +110,7 @@ def labelled_models(
                     runtime=one.runtime,
                     kernels=expected,
                     columns=columns,
-                    kernel_ns=labels.kernel_ns,
+                    kernel_ns=possible(expected, labels.kernel_ns),
                     latency_ns=one.latency_ns(),
                     noise=split_half(one.round_ns["min"]),
                     told_ns=labels.total_ns,
@@ -115,6 +121,12 @@ def labelled_models(
                 )
             )
     return found
+
+
+def possible(expected: Sequence[Kernel], kernel_ns: Sequence[float]) -> tuple[float, ...]:
+    """Return what kernels took, in ns, as nan where no core could do it in that time."""
+    pairs = zip(expected, kernel_ns, strict=True)
+    return tuple(float("nan") if one.number("macs") > _MOST_MACS_PER_NS * ns else ns for one, ns in pairs)
 
 
 def stacked(models: Sequence[LabelledModel]) -> tuple[list[Kernel], Columns, NDArray[np.int64]]:

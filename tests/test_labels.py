@@ -7,7 +7,7 @@ import pytest
 from latmod.dataset import LOOP, KernelTime
 from latmod.kernels import FIELDS, Kernel
 from latmod.kernels.columns import column_matrix
-from latmod.labels import LabelledModel, Told, join, stacked
+from latmod.labels import LabelledModel, Told, join, possible, stacked
 
 
 def kernel(op: str, inputs=((1, 8, 4, 4), (8, 8, 3, 3)), value: str = "y") -> Kernel:
@@ -39,6 +39,16 @@ def test_kernels_match_by_the_value_where_the_engine_names_it() -> None:
     assert math.isnan(found.kernel_ns[0])
     assert found.kernel_ns[1] == found.total_ns == 5.0
     assert found.unmatched_ns == 0.0
+
+
+def test_what_no_core_can_do_was_not_told() -> None:
+    work = tuple(1e6 * (field == "macs") for field in FIELDS)
+    conv = msgspec.structs.replace(kernel("Conv"), numbers=work)
+    first, second, third = possible([conv] * 3, (0.0, 900.0, 1100.0))
+    assert math.isnan(first)
+    assert math.isnan(second)
+    assert third == 1100.0
+    assert possible([kernel("Reshape")], (0.0,)) == (0.0,), "it does no multiply-adds"
 
 
 def test_bursts_are_averaged_and_no_burst_is_no_label() -> None:

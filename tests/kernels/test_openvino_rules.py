@@ -1,5 +1,6 @@
 """What OpenVINO does otherwise than onnxruntime, whose rules it shares."""
 
+from collections.abc import Iterator
 from math import isfinite
 from pathlib import Path
 from statistics import median
@@ -9,12 +10,31 @@ from onnx import TensorProto, helper, save
 
 from latmod.dataset import DatasetFolder
 from latmod.graph import read_graph
-from latmod.kernels import kernels
+from latmod.kernels import Kernel, kernels
 from latmod.labels import labelled_models
 from latmod.table import corrections
 
 DATASETS = Path(__file__).parents[2] / "datasets"
 GRAPHS = DATASETS / "kernels" / "graphs"
+
+
+def told_kernels(name: str, *families: str) -> Iterator[tuple[str, Kernel, float]]:
+    """Yield model, kernel and ns of each kernel that OpenVINO told the time of, of a data set's families (else all)."""
+    folder = DatasetFolder(DATASETS / name)
+    models = [one.model for one in folder.read_card().models if one.model.startswith(families or "")]
+    for one in labelled_models(folder, ["openvino"], corrections(folder), models)["openvino"]:
+        for kernel, told_ns in zip(one.kernels, one.kernel_ns, strict=True):
+            if isfinite(told_ns):
+                yield one.model, kernel, float(told_ns)
+
+
+def told_ns_per_element(name: str, *families: str) -> dict[str, list[float]]:
+    """Return by kind what a data set's kernels took in OpenVINO, in ns for each element that they read."""
+    found: dict[str, list[float]] = {}
+    for _, kernel, told_ns in told_kernels(name, *families):
+        if kernel.number("bytes_in"):
+            found.setdefault(kernel.kind, []).append(told_ns / (kernel.number("bytes_in") / 4.0))
+    return found
 
 
 def test_a_scale_of_columns_goes_into_the_weights() -> None:
@@ -148,13 +168,10 @@ def test_channels_that_are_whole_pages_apart_take_long_to_bring_out() -> None:
 def test_norms_of_turned_images_take_longer_where_channels_are_whole_pages_apart() -> None:
     """As OpenVINO told, but where the image is small: 2 to 6 ns an element for 0.6, and 0.5 of rows."""
     element_ns: dict[str, list[float]] = {}
-    folder = DatasetFolder(DATASETS / "kernels-engines-zen5")
-    names = [one.model for one in folder.read_card().models if one.model.startswith(("largekernel", "hybrid"))]
-    for one in labelled_models(folder, ["openvino"], corrections(folder), names)["openvino"]:
-        for kernel, told_ns in zip(one.kernels, one.kernel_ns, strict=True):
-            if "LayerNormalization/" in kernel.kind and kernel.number("numel_out") > 2e4 and isfinite(told_ns):
-                kind = kernel.kind.removeprefix("LayerNormalization/")
-                element_ns.setdefault(kind, []).append(told_ns / kernel.number("numel_out"))
+    for _, kernel, told_ns in told_kernels("kernels-engines-zen5", "largekernel", "hybrid"):
+        if "LayerNormalization/" in kernel.kind and kernel.number("numel_out") > 2e4:
+            kind = kernel.kind.removeprefix("LayerNormalization/")
+            element_ns.setdefault(kind, []).append(told_ns / kernel.number("numel_out"))
     middle = {kind: median(own) for kind, own in element_ns.items()}
     assert middle["rows turned"] < middle["turned"] < 0.5 * middle["turned/at one place"]
     assert min(map(len, element_ns.values())) >= 15
@@ -162,27 +179,21 @@ def test_norms_of_turned_images_take_longer_where_channels_are_whole_pages_apart
 
 def test_few_images_of_64_128_or_256_channels_are_turned_slowly() -> None:
     """Where windows are cut from them, OpenVINO told of 6 to 8 ns an element, or of less than 2.5."""
-    folder = DatasetFolder(DATASETS / "kernels-engines-zen5")
-    names = [one.model for one in folder.read_card().models if one.model.startswith("windowed")]
     channels = set()
-    for one in labelled_models(folder, ["openvino"], corrections(folder), names)["openvino"]:
-        for kernel, told_ns in zip(one.kernels, one.kernel_ns, strict=True):
-            if kernel.kind.startswith("LayerNormalization/turned") and isfinite(told_ns):
-                slow = told_ns / kernel.number("numel_out") > 4.0
-                assert slow == kernel.kind.endswith("/at one place"), (one.model, kernel)
-                channels |= {kernel.outputs[0][-1]} if slow else set()
+    for model, kernel, told_ns in told_kernels("kernels-engines-zen5", "windowed"):
+        if kernel.kind.startswith("LayerNormalization/turned"):
+            slow = told_ns / kernel.number("numel_out") > 4.0
+            assert slow == kernel.kind.endswith("/at one place"), (model, kernel)
+            channels |= {kernel.outputs[0][-1]} if slow else set()
     assert {64, 128} < channels
 
 
 def test_a_split_gives_planes_where_nothing_wants_channels_last() -> None:
     """Of what a convolution makes score, key and value of: 2 ns an element, 8 of whole pages of pixels, as told."""
-    folder = DatasetFolder(DATASETS / "mixer-zen5")
-    own = labelled_models(folder, ["openvino"], corrections(folder))["openvino"]
     told = [
-        (kernel.kind, ns / (kernel.number("bytes_in") / 4.0))
-        for model in own
-        for kernel, ns in zip(model.kernels, model.kernel_ns, strict=True)
-        if kernel.op == "Split" and isfinite(ns) and len(kernel.inputs[0]) == 4
+        (kernel.kind, told_ns / (kernel.number("bytes_in") / 4.0))
+        for _, kernel, told_ns in told_kernels("mixer-zen5")
+        if kernel.op == "Split" and len(kernel.inputs[0]) == 4
     ]
     per_element = {kind: [ns for one, ns in told if one == kind] for kind in {kind for kind, _ in told}}
     assert per_element.keys() == {"Split", "Split/planes", "Split/planes/at one place"}
@@ -213,21 +224,9 @@ def test_parts_that_are_convolved_alike_are_one_convolution() -> None:
     assert 60.0 < median(rates) < 134.0, "a core of Zen 5 does 32 multiply-adds in each of 4.2 cycles a nanosecond"
 
 
-def told_ns_per_element(name: str, families: tuple[str, ...]) -> dict[str, list[float]]:
-    """Return by kind what a data set's kernels took in OpenVINO, in ns for each element that they read."""
-    folder = DatasetFolder(DATASETS / name)
-    models = [one.model for one in folder.read_card().models if one.model.startswith(families)]
-    found: dict[str, list[float]] = {}
-    for one in labelled_models(folder, ["openvino"], corrections(folder), models)["openvino"]:
-        for kernel, ns in zip(one.kernels, one.kernel_ns, strict=True):
-            if isfinite(ns) and kernel.number("bytes_in"):
-                found.setdefault(kernel.kind, []).append(ns / (kernel.number("bytes_in") / 4.0))
-    return found
-
-
 def test_what_lies_otherwise_is_turned_for_the_kernel_that_reads_it() -> None:
     """Gated parts of rows, of which one was convolved: slowly where vectors fit and all lies at one place."""
-    told = told_ns_per_element("mixer-zen5", ("mixer",))
+    told = told_ns_per_element("mixer-zen5", "mixer")
     quick, slow = (told[f"Gemm weights/turned{end}"] for end in ("", "/at one place"))
     assert median(slow) > 2.0 * median(quick)
     assert len(quick) > 4 * len(slow) > 40
@@ -236,7 +235,7 @@ def test_what_lies_otherwise_is_turned_for_the_kernel_that_reads_it() -> None:
 
 
 def test_a_reduction_over_dims_that_lie_apart_goes_by_element() -> None:
-    told = told_ns_per_element("kernels-more-zen5", ("recent",))
+    told = told_ns_per_element("kernels-more-zen5", "recent")
     assert min(told["ReduceMax/apart"]) > 7.0
-    near = told_ns_per_element("kernels-engines-zen5", ("varied",))
+    near = told_ns_per_element("kernels-engines-zen5", "varied")
     assert median(near["ReduceMax/across"]) < 0.5
