@@ -29,7 +29,7 @@ _CHANGES = {
 
 None of them has anything of what onnxruntime puts in: layouts of its blocks, reshapes around products. Of 4,500 such
 kernels OpenVINO, MNN and tract told nothing at all, and they were priced at 1 to 4 % of what networks take
-(kernels-engines-zen4); nor did ncnn of 2,100 layouts (kernels-engines-zen3).
+(kernels-engines-zen4); nor did ncnn of 2,100 layouts (kernels-engines-zen3-earlier).
 """
 
 _UNBLOCKED = frozenset({"torch-compile"})
