@@ -97,10 +97,10 @@ def fit_kernel_level(
     nearly), where that is fitted to the same data sets. `totals_only` forgets what was told. `lenders` are data sets of
     other machines, or of this one that nothing is fitted to: a runtime that told its kernels there alone starts from
     what these took in the first that has it; kernels of kinds that are lacking are taken from the others
-    (latmod.borrowing). Models without a sample on quiet cores are left out (in kernels-engines-zen3-earlier OpenVINO's were
-    27 % above their prediction), but where lenders tell of a kind nowhere else. Raises MachineError where machines,
-    versions or threads differ; DatasetError for fewer than three families, or published networks, which are there to
-    test on.
+    (latmod.borrowing). Models without a sample on quiet cores are left out (in kernels-engines-zen3-earlier OpenVINO's
+    were 27 % above their prediction), but where lenders tell of a kind nowhere else. Raises MachineError where
+    machines, versions or threads differ; DatasetError for fewer than three families, or published networks, which are
+    there to test on.
     """
     cards = [folder.read_card() for folder in folders]
     _check(folders, cards)

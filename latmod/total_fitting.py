@@ -24,8 +24,8 @@ from latmod.kernel_fitting import (
 from latmod.labels import LabelledModel
 
 _TURNS = 12
-"""Turns of the fit. Measured on families left out, kernels-engines-zen3-earlier data: after 2, 5 and 12 turns MAPE was 18.9,
-16.8 and 14.9 % in OpenVINO, 24.1, 21.9 and 20.0 % in tract, 27.3, 27.8 and 27.2 % in MNN.
+"""Turns of the fit. Measured on families left out, kernels-engines-zen3-earlier data: after 2, 5 and 12 turns MAPE was
+18.9, 16.8 and 14.9 % in OpenVINO, 24.1, 21.9 and 20.0 % in tract, 27.3, 27.8 and 27.2 % in MNN.
 
 Rates alone are fitted so; the residual then learns from whole latencies (`latmod.training`). One that is fitted to the
 parts instead, as trees were, learns the noise of single networks, which all their kernels share (MAPE 18 to 42 % for

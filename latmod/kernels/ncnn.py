@@ -46,10 +46,10 @@ def changed_in_ncnn(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel |
     It keeps four or eight of them together, and parts them.
 
     One by one: 70 to 120 ns an element, 128 ms of the 132 ms that ConvNeXt-T's first product takes; rows of another
-    number are kept one by one, and left as they are (kernels-engines-zen3-earlier: 0.1 to 0.3 ns). Only behind a product that
-    was given an image: there pnnx reshapes to the form of what went in, which ncnn works out when it runs. Reshapes
-    that the graph itself has take at most 2.4 ns an element (kernels-engines-spr: 495 of more than 1,000 elements, and
-    195 of the slow ones, at 117 or more).
+    number are kept one by one, and left as they are (kernels-engines-zen3-earlier: 0.1 to 0.3 ns). Only behind a
+    product that was given an image: there pnnx reshapes to the form of what went in, which ncnn works out when it runs.
+    Reshapes that the graph itself has take at most 2.4 ns an element (kernels-engines-spr: 495 of more than 1,000
+    elements, and 195 of the slow ones, at 117 or more).
 
     Some convolutions are written without vectors: 0.5 to 5 multiply-adds a nanosecond, where others make 40 and more
     (rare-zen5). Dilated ones have no Winograd, and depthwise ones nothing for 3x3: 92 multiply-adds a nanosecond for

@@ -43,9 +43,10 @@ def changed_in_tract(graph: Graph, found: Sequence[Kernel]) -> dict[int, Kernel 
     """Return what is otherwise in tract, by its place among the kernels in onnxruntime.
 
     Convolutions along the rows of the image are of a kind of their own: all others are products of filters and of the
-    matrix that it makes of the input, two to four times as fast (kernels-engines-zen3-earlier: 24 multiply-adds a nanosecond
-    for 7 x 7 over 240 x 240 pixels, 10 over 256 x 256). Of 252 networks there no convolution is made in the other way
-    than this says; in bare chains, where nothing stands between a 1 x 1 convolution and the next one, some are.
+    matrix that it makes of the input, two to four times as fast (kernels-engines-zen3-earlier: 24 multiply-adds a
+    nanosecond for 7 x 7 over 240 x 240 pixels, 10 over 256 x 256). Of 252 networks there no convolution is made in the
+    other way than this says; in bare chains, where nothing stands between a 1 x 1 convolution and the next one, some
+    are.
 
     Channels come first in tract, as convolutions leave them, but in networks that cut images into windows. A layer norm
     then sums over one channel of an image after another: 0.36 us for each, however few rows there are, so 0.24 ms for
