@@ -39,7 +39,7 @@ def test_a_product_is_named_after_what_is_fused_into_it(tmp_path: Path) -> None:
     assert nodes_of(both, graph, places) == [(products[0],), (products[1], last)]
 
 
-def test_a_shortcut_is_no_way_to_the_product_of_the_block_before(tmp_path: Path) -> None:
+def test_a_shortcut_is_no_way_to_the_product_of_the_block_before() -> None:
     """Windows are put together again before they are added: the block before is nearer."""
     graph = read_graph(DATASETS / "kernels-engines-zen5" / "graphs" / "windowed-62068-w144-d7-s224.onnx")
     places = {node.name: place for place, node in enumerate(graph.nodes)}

@@ -149,9 +149,9 @@ class ProfilingNcnnSession(NcnnSession):
         """Run for about so many seconds, at least four times, layer by layer, with a clock before and after each."""
         layers = self._written()
         found = recognise(self._graph, self._known, layers, self._net.input_indexes())
-        runs = [list(zip(*self._steps(), strict=True)) for _ in profiled_runs(seconds)]
+        runs = [list(self._steps()) for _ in profiled_runs(seconds)]
         # Ranked apart: of differences those would come first whose second part was disturbed, down to below nothing.
-        asked, again = (fastest_third([run[part] for run in runs]) for part in (0, 1))
+        asked, again = (fastest_third([[step[part] for step in run] for run in runs]) for part in (0, 1))
         return tuple(
             KernelTime(
                 op=layer.type,

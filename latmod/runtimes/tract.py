@@ -128,17 +128,15 @@ def nodes_of(pieces: Sequence[tuple[str, str]], graph: "Graph", places: Mapping[
     says where in the graph each node stands.
     """
     found: list[tuple[str, ...]] = [(name,) for _, name in pieces]
-    named = [at for at, (op, name) in enumerate(pieces) if op == _PRODUCT and name in places]
-    itself = {pieces[at][1] for at in named if graph.nodes[places[pieces[at][1]]].op in _PRODUCTS}
-    taken = set(itself)
-    for at in sorted(named, key=lambda at: places[pieces[at][1]]):
-        name = pieces[at][1]
-        if name in itself:
-            continue
+    named = {at: name for at, (op, name) in enumerate(pieces) if op == _PRODUCT and name in places}
+    taken = {name for name in named.values() if graph.nodes[places[name]].op in _PRODUCTS}
+    fused = {at: name for at, name in named.items() if name not in taken}
+    for at, name in sorted(fused.items(), key=lambda one: places[one[1]]):
         products = sorted(_products_before(name, graph, places), key=places.__getitem__, reverse=True)
-        own = next((one for one in products if one not in taken), products[0] if products else name)
-        taken.add(own)
-        found[at] = (name,) if own == name else (own, name)
+        if products:
+            own = next((one for one in products if one not in taken), products[0])
+            taken.add(own)
+            found[at] = (own, name)
     return found
 
 

@@ -1,37 +1,25 @@
 """What OpenVINO does otherwise than onnxruntime, whose rules it shares."""
 
-from collections.abc import Iterator
-from math import isfinite
 from pathlib import Path
 from statistics import median
 
 import msgspec
 from onnx import TensorProto, helper, save
+from told_kernels import DATASETS, told_kernels
 
 from latmod.dataset import DatasetFolder
 from latmod.graph import read_graph
-from latmod.kernels import Kernel, kernels
+from latmod.kernels import kernels
 from latmod.labels import labelled_models
 from latmod.table import corrections
 
-DATASETS = Path(__file__).parents[2] / "datasets"
 GRAPHS = DATASETS / "kernels" / "graphs"
-
-
-def told_kernels(name: str, *families: str) -> Iterator[tuple[str, Kernel, float]]:
-    """Yield model, kernel and ns of each kernel that OpenVINO told the time of, of a data set's families (else all)."""
-    folder = DatasetFolder(DATASETS / name)
-    models = [one.model for one in folder.read_card().models if one.model.startswith(families or "")]
-    for one in labelled_models(folder, ["openvino"], corrections(folder), models)["openvino"]:
-        for kernel, told_ns in zip(one.kernels, one.kernel_ns, strict=True):
-            if isfinite(told_ns):
-                yield one.model, kernel, float(told_ns)
 
 
 def told_ns_per_element(name: str, *families: str) -> dict[str, list[float]]:
     """Return by kind what a data set's kernels took in OpenVINO, in ns for each element that they read."""
     found: dict[str, list[float]] = {}
-    for _, kernel, told_ns in told_kernels(name, *families):
+    for _, kernel, told_ns in told_kernels(name, "openvino", *families):
         if kernel.number("bytes_in"):
             found.setdefault(kernel.kind, []).append(told_ns / (kernel.number("bytes_in") / 4.0))
     return found
@@ -168,7 +156,7 @@ def test_channels_that_are_whole_pages_apart_take_long_to_bring_out() -> None:
 def test_norms_of_turned_images_take_longer_where_channels_are_whole_pages_apart() -> None:
     """As OpenVINO told, but where the image is small: 2 to 6 ns an element for 0.6, and 0.5 of rows."""
     element_ns: dict[str, list[float]] = {}
-    for _, kernel, told_ns in told_kernels("kernels-engines-zen5", "largekernel", "hybrid"):
+    for _, kernel, told_ns in told_kernels("kernels-engines-zen5", "openvino", "largekernel", "hybrid"):
         if "LayerNormalization/" in kernel.kind and kernel.number("numel_out") > 2e4:
             kind = kernel.kind.removeprefix("LayerNormalization/")
             element_ns.setdefault(kind, []).append(told_ns / kernel.number("numel_out"))
@@ -180,7 +168,7 @@ def test_norms_of_turned_images_take_longer_where_channels_are_whole_pages_apart
 def test_few_images_of_64_128_or_256_channels_are_turned_slowly() -> None:
     """Where windows are cut from them, OpenVINO told of 6 to 8 ns an element, or of less than 2.5."""
     channels = set()
-    for model, kernel, told_ns in told_kernels("kernels-engines-zen5", "windowed"):
+    for model, kernel, told_ns in told_kernels("kernels-engines-zen5", "openvino", "windowed"):
         if kernel.kind.startswith("LayerNormalization/turned"):
             slow = told_ns / kernel.number("numel_out") > 4.0
             assert slow == kernel.kind.endswith("/at one place"), (model, kernel)
@@ -192,7 +180,7 @@ def test_a_split_gives_planes_where_nothing_wants_channels_last() -> None:
     """Of what a convolution makes score, key and value of: 2 ns an element, 8 of whole pages of pixels, as told."""
     told = [
         (kernel.kind, told_ns / (kernel.number("bytes_in") / 4.0))
-        for _, kernel, told_ns in told_kernels("mixer-zen5")
+        for _, kernel, told_ns in told_kernels("mixer-zen5", "openvino")
         if kernel.op == "Split" and len(kernel.inputs[0]) == 4
     ]
     per_element = {kind: [ns for one, ns in told if one == kind] for kind in {kind for kind, _ in told}}

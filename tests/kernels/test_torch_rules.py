@@ -1,24 +1,19 @@
 """Torch's choice between its own convolution and oneDNN, against the operators that its profiler names."""
 
-from math import isfinite
-from pathlib import Path
 from statistics import median
 
 import pytest
+from told_kernels import DATASETS, told_kernels
 
 from latmod.dataset import DatasetFolder
 from latmod.graph import read_graph
 from latmod.kernels import kernels
 from latmod.kernels.rewriting import Step
 from latmod.kernels.torch import runs_single_blocks
-from latmod.labels import labelled_models
-from latmod.table import corrections
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper  # noqa: E402
-
-DATASETS = Path(__file__).parents[2] / "datasets"
 
 CASES = [
     # batch, channels, filters, side, kernel, stride, groups
@@ -180,12 +175,9 @@ def test_what_follows_an_unknown_operator_has_kernels_too(rules: str, tmp_path) 
 def test_maps_at_one_place_of_the_cache_take_longer_to_enlarge() -> None:
     """As torch told: 3 ns an element where a channel has 1, 4 or 16 KB, 1.6 where it has less or more."""
     element_ns: dict[str, list[float]] = {}
-    folder = DatasetFolder(DATASETS / "kernels-zen5")
-    names = [one.model for one in folder.read_card().models if one.model.startswith(("recent", "varied", "detector"))]
-    for one in labelled_models(folder, ["torch"], corrections(folder), names)["torch"]:
-        for kernel, told_ns in zip(one.kernels, one.kernel_ns, strict=True):
-            if kernel.kind.startswith("Resize/linear") and kernel.outputs[0][1] > 40 and isfinite(told_ns):
-                element_ns.setdefault(kernel.kind, []).append(told_ns / kernel.number("numel_out"))
+    for _, kernel, told_ns in told_kernels("kernels-zen5", "torch", "recent", "varied", "detector"):
+        if kernel.kind.startswith("Resize/linear") and kernel.outputs[0][1] > 40:
+            element_ns.setdefault(kernel.kind, []).append(told_ns / kernel.number("numel_out"))
     crowded, others = (element_ns[f"Resize/linear{form}"] for form in ("/at one place", ""))
     assert len(crowded) >= 15
     assert median(crowded) > 1.5 * median(others)
